@@ -1,0 +1,66 @@
+# `make` shows what there is. Everything that people and CI type stands here.
+VENV ?= .venv
+PYTHON ?= python3
+# The default is PyPI's torch (CUDA build, runs on a CPU too); TORCH=cpu takes the same version from torch's CPU wheels.
+TORCH ?= default
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+# Folder with diffusers' examples/dreambooth, for `make bench`.
+PEERS ?=
+
+BIN := $(abspath $(VENV))/bin
+RUN := PATH=$(BIN):$$PATH
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow test-gpu test-readers check protos bench lock
+
+help: ## Shows this
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## Installs everything into $(VENV) (TORCH=cpu: torch's CPU wheels)
+
+$(STAMP): constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+ifeq ($(TORCH),cpu)
+	awk -f images/without-torch.awk constraints.txt > $(VENV)/constraints-cpu.txt
+	$(BIN)/pip install -q torch==$$(sed -n 's/^torch==\([0-9.]*\).*/\1/p' constraints.txt) --index-url $(TORCH_CPU_INDEX) --extra-index-url https://pypi.org/simple
+	$(BIN)/pip install -q --require-hashes -r $(VENV)/constraints-cpu.txt
+else
+	$(BIN)/pip install -q --require-hashes -r constraints.txt
+endif
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: setup ## Pictures -> fine-tune -> convert -> merge -> compile -> serve -> picture; look at demo/index.html
+	$(RUN) python -m atelier.demo demo
+
+test: setup ## Runs the tests (no GPU, no cluster, within 10 minutes on 2 cores)
+	$(RUN) python -m pytest
+
+test-slow: setup ## Runs the tests that take minutes or gigabytes (SD 1.5 size)
+	$(RUN) python -m pytest -m slow
+
+test-gpu: setup ## Runs the tests that need a CUDA device
+	$(RUN) python -m pytest -m gpu tests/gpu
+
+test-readers: setup ## Reads our files with the tools of the field, each in an environment of its own
+	$(RUN) python -m pytest -m readers tests/readers
+
+check: setup ## ruff, mypy, import contracts, buf lint and breaking, generated code without drift
+	$(RUN) ruff check services tests
+	$(RUN) ruff format --check services tests
+	$(RUN) mypy
+	$(RUN) lint-imports
+	$(RUN) buf lint
+	$(RUN) buf breaking --against protos/released.binpb
+	$(RUN) python protos/generate.py --check
+
+protos: setup ## Generates services/atelier/v1 from protos/
+	$(RUN) buf lint
+	$(RUN) python protos/generate.py
+
+bench: setup ## Measures against the peers in one run, writes docs/benchmarks.md (PEERS=DIR: diffusers' examples)
+	$(RUN) python -m tests.bench --peers "$(PEERS)"
+
+lock: ## Resolves pyproject.toml into constraints.txt and constraints-tensorrt.txt (needs uv)
+	uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11 --no-build-isolation -U -o constraints.txt

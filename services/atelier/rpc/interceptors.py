@@ -1,0 +1,112 @@
+"""What every call goes through, outermost first: log line, error translation, authentication, validation."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+
+from atelier.errors import AtelierError, Status, invalid
+from atelier.rpc.status import abort_arguments
+from atelier.rpc.validation import unknown_enum_values
+
+logger = logging.getLogger("atelier.rpc")
+
+Authorize = Callable[[str, Mapping[str, str]], None]
+"""Takes the full method name and the call's metadata; raises AtelierError (UNAUTHENTICATED, PERMISSION_DENIED) to refuse."""
+
+QUIET = ("/grpc.health.v1.Health/", "/atelier.v1.Attempts/Heartbeat", "/atelier.v1.Attempts/Append", "/atelier.v1.Replicas/Report")
+"""Calls that come all the time: logged only when they fail."""
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Wraps every handler of a server, the four kinds alike."""
+
+    def __init__(self, authorize: Authorize) -> None:
+        self._authorize = authorize
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Puts the checks around the handler that answers `details.method`."""
+        handler = await continuation(details)
+        if handler is None:
+            return None
+        method = str(details.method)
+        metadata = {str(key): value for key, value in details.invocation_metadata or () if isinstance(value, str)}
+        return _wrap(handler, lambda context: self._call(method, metadata, context))
+
+    @asynccontextmanager
+    async def _call(self, method: str, metadata: Mapping[str, str], context: Any) -> AsyncIterator[None]:
+        begin, code = time.monotonic(), "OK"
+        error: AtelierError | None = None
+        try:
+            self._authorize(method, metadata)
+            yield
+        except AtelierError as caught:
+            error = caught
+        except grpc.aio.AbortError:  # a handler that aborts by itself, as health and reflection do
+            code = "ABORTED_BY_HANDLER"
+            raise
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
+        except Exception:
+            trace = secrets.token_hex(4)
+            logger.exception("%s failed, trace %s", method, trace)
+            error = AtelierError(Status.INTERNAL, "INTERNAL", f"internal error; the server's log has it as trace {trace}")
+        finally:
+            code = error.status.name if error else code
+            level = logging.DEBUG if method.startswith(QUIET) and code == "OK" else logging.INFO
+            logger.log(level, "%s %s %.1f ms", method, code, 1000 * (time.monotonic() - begin))
+        if error is not None:
+            await context.abort(*abort_arguments(error))
+
+
+def _check(request: Any) -> None:
+    violations = list(unknown_enum_values(request)) if isinstance(request, Message) else []
+    if violations:
+        raise invalid(violations, reason="UNKNOWN_ENUM_VALUE")
+
+
+async def _checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        _check(request)
+        yield request
+
+
+def _wrap(handler: grpc.RpcMethodHandler[Any, Any], call: Callable[[Any], Any]) -> grpc.RpcMethodHandler[Any, Any]:
+    behavior: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+
+    def checked(request: Any) -> Any:
+        if handler.request_streaming:
+            return _checked(request)
+        _check(request)
+        return request
+
+    async def single(request: Any, context: Any) -> Any:
+        async with call(context):
+            return await behavior(checked(request), context)
+
+    async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+        async with call(context):
+            async for response in behavior(checked(request), context):
+                yield response
+
+    make = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }[handler.request_streaming, handler.response_streaming]
+    wrapped: Any = stream if handler.response_streaming else single
+    return make(wrapped, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer)
