@@ -1,9 +1,9 @@
 # `make` shows what there is. Everything that people and CI type stands here.
 VENV ?= .venv
 PYTHON ?= python3
-# The default is PyPI's torch (CUDA build, runs on a CPU too); TORCH=cpu takes the same version from torch's CPU wheels.
+# The default is plain torch (CUDA build, runs on a CPU too). TORCH=cpu takes the same version from torch's CPU wheels, whose index
+# pip must know (PIP_EXTRA_INDEX_URL); those have no hashes in the lock.
 TORCH ?= default
-TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Folder with diffusers' examples/dreambooth, for `make bench`.
 PEERS ?=
 
@@ -22,9 +22,9 @@ setup: $(STAMP) ## Installs everything into $(VENV) (TORCH=cpu: torch's CPU whee
 $(STAMP): constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 ifeq ($(TORCH),cpu)
-	awk -f images/without-torch.awk constraints.txt > $(VENV)/constraints-cpu.txt
-	$(BIN)/pip install -q torch==$$(sed -n 's/^torch==\([0-9.]*\).*/\1/p' constraints.txt) --index-url $(TORCH_CPU_INDEX) --extra-index-url https://pypi.org/simple
+	awk '/^[a-z]/ {skip = /^(torch|triton|nvidia-[a-z0-9-]*|cuda-[a-z0-9-]*)==/} !skip' constraints.txt > $(VENV)/constraints-cpu.txt
 	$(BIN)/pip install -q --require-hashes -r $(VENV)/constraints-cpu.txt
+	$(BIN)/pip install -q "torch==$$(sed -n 's/^torch==\([0-9.]*\).*/\1/p' constraints.txt)+cpu"
 else
 	$(BIN)/pip install -q --require-hashes -r constraints.txt
 endif
@@ -63,4 +63,4 @@ bench: setup ## Measures against the peers in one run, writes docs/benchmarks.md
 	$(RUN) python -m tests.bench --peers "$(PEERS)"
 
 lock: ## Resolves pyproject.toml into constraints.txt and constraints-tensorrt.txt (needs uv)
-	uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11 --no-build-isolation -U -o constraints.txt
+	uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11 -U -o constraints.txt
