@@ -104,7 +104,7 @@ def check_kind(kind: Kind) -> None:
 
 
 def check_files(kind: Kind, files: Mapping[str, Path]) -> None:
-    """Raises INVALID_ARGUMENT, naming every bad file, unless a client may bring these files in as this kind. Keys are paths in the artifact."""
+    """Raises INVALID_ARGUMENT, naming every bad file, unless a client may bring these files in as this kind."""
     check_kind(kind)
     violations, unsafe = [], False
     for name, path in sorted(files.items()):

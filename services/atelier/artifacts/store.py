@@ -1,7 +1,7 @@
 """Bytes by their digest: blobs, manifests and what belongs to jobs, on any object store that obstore knows.
 
-Layout: `blobs/{first 2 digits}/{sha256}`, `manifests/{digest}`, `pictures/{job}/...`. A blob is written whole or not at all, and a manifest after
-its blobs, so that what has a manifest is complete.
+Layout: `blobs/{first 2 digits}/{sha256}`, `manifests/{digest}`, `checkpoints/{job}/...`, `pictures/{job}/...`. A blob is written whole or
+not at all, and a manifest after its blobs, so that what has a manifest is complete.
 """
 
 from __future__ import annotations
@@ -65,21 +65,27 @@ class Store:
         obstore.put(self._objects, _blob(file.sha256), path)
 
     def read_blob(self, sha256: str, offset: int = 0) -> Iterator[bytes]:
-        """The blob's bytes from an offset on, in pieces of about 1 MiB."""
+        """The blob's bytes from an offset on, in pieces of at most 1 MiB. Raises DATA_LOSS when it is gone."""
         try:
-            size = obstore.head(self._objects, _blob(sha256))["size"]
+            yield from self.read(_blob(sha256), offset)
         except FileNotFoundError:
             raise data_loss("BLOB_MISSING", f"the store has lost the file with SHA-256 {sha256}; bring it in again") from None
-        if offset > size:
-            raise ValueError(f"offset {offset} is behind the end of {size} bytes")
+
+    def read(self, key: str, offset: int = 0) -> Iterator[bytes]:
+        """An object's bytes from an offset on, in pieces of at most 1 MiB. Raises FileNotFoundError."""
+        size = obstore.head(self._objects, key)["size"]
         while offset < size:
-            piece = bytes(obstore.get_range(self._objects, _blob(sha256), start=offset, end=min(offset + PIECE_BYTES, size)))
+            piece = bytes(obstore.get_range(self._objects, key, start=offset, end=min(offset + PIECE_BYTES, size)))
             yield piece
             offset += len(piece)
 
     def local_path(self, sha256: str) -> Path | None:
         """Where the blob lies on this machine's disk, if it does. Read only."""
-        return self.root / _blob(sha256) if self.root else None
+        return self.object_path(_blob(sha256))
+
+    def object_path(self, key: str) -> Path | None:
+        """Where an object lies on this machine's disk, if it does. Read only."""
+        return self.root / key if self.root else None
 
     def materialize(self, manifest: Manifest, folder: Path) -> None:
         """Lays the files out below `folder`: read-only hard links where they can be made, copies elsewhere. Every digest is checked."""

@@ -108,9 +108,7 @@ class FolderContext:
         """See JobContext."""
         digest = name.removeprefix("artifacts/")
         folder = self.root / "artifacts" / digest
-        return LocalArtifact(
-            digest=digest, manifest=Manifest.from_json((folder / "manifest.json").read_bytes()), folder=folder / "files"
-        )
+        return LocalArtifact(digest=digest, manifest=Manifest.from_json((folder / "manifest.json").read_bytes()), folder=folder / "files")
 
     def find(self, kind: Kind, key: str) -> LocalArtifact | None:
         """See JobContext."""

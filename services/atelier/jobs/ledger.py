@@ -1,0 +1,248 @@
+"""Jobs in the database: accepted once, claimed under a fencing token, ended once; each change of state with its event."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from atelier.artifacts.manifest import File
+from atelier.errors import AtelierError, Status, failed_precondition, invalid_field, not_found
+from atelier.jobs.events import attempt_event, checkpoint_event, error_bytes, state_event
+from atelier.jobs.job import ENDED, Checkpoint, Event, Job, NewJob, Output, State
+from atelier.jobs.tables import CheckpointRow, EventRow, JobRow, RequestRow
+from atelier.ledger import ArtifactUse, Database, now
+
+
+class JobLedger:
+    """Thread-safe; knows nothing of workers but their fencing tokens."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # For those who ask for jobs.
+
+    def submit(self, new: NewJob) -> Job:
+        """Accepts a job. The same method, request id and body give the same job; another body is INVALID_ARGUMENT."""
+        with self._database.transaction() as session:
+            known = session.get(RequestRow, (new.method, new.request_id)) if new.request_id else None
+            if known is not None and known.body_sha256 != new.body_sha256:
+                sentence = f"was used for jobs/{known.job} with another request: draw a new one"
+                raise invalid_field("request_id", sentence, reason="REQUEST_ID_REUSED")
+            if known is not None and (row := session.get(JobRow, known.job)) is not None:
+                return _job(row)
+            row = JobRow(
+                id=secrets.token_hex(6), service=new.service, method=new.method, spec=new.spec, state=State.PENDING, create_time=now(),
+                attempt=0, failures=0, last_sequence=0, progress=b"", error=b"", outputs=[], inputs=list(new.inputs),
+                reads=list(new.reads), plan=list(new.plan), tags=list(new.tags), processes=new.processes,
+            )  # fmt: skip
+            session.add(row)
+            if new.request_id:
+                session.merge(RequestRow(method=new.method, request_id=new.request_id, body_sha256=new.body_sha256, job=row.id))
+            session.add_all([ArtifactUse(user=f"jobs/{row.id}", digest=digest) for digest in set(new.inputs)])
+            _append(session, row, [state_event(State.PENDING)])
+            return _job(row)
+
+    def get(self, name: str) -> Job:
+        """By `jobs/{id}`. Raises NOT_FOUND."""
+        with self._database.transaction() as session:
+            return _job(_row(session, name))
+
+    def page(self, *, state: State | None, page_size: int, page_token: str) -> tuple[list[Job], str]:
+        """A page, newest first, and the token of the next."""
+        if page_token and not page_token.isdecimal():
+            raise invalid_field("page_token", "is not one that was given out")
+        offset = int(page_token or 0)
+        query = select(JobRow).order_by(JobRow.create_time.desc(), JobRow.id).offset(offset).limit(page_size + 1)
+        if state is not None:
+            query = query.where(JobRow.state == state)
+        with self._database.transaction() as session:
+            jobs = [_job(row) for row in session.scalars(query)]
+        return jobs[:page_size], str(offset + page_size) if len(jobs) > page_size else ""
+
+    def events(self, name: str, *, after_sequence: int, limit: int = 500) -> tuple[list[Event], Job]:
+        """The events after a sequence, and the job as it is in the same moment."""
+        with self._database.transaction() as session:
+            row = _row(session, name)
+            query = select(EventRow).where(EventRow.job == row.id, EventRow.sequence > after_sequence)
+            rows = session.scalars(query.order_by(EventRow.sequence).limit(limit))
+            return [Event(sequence=e.sequence, time=e.time, payload=e.payload) for e in rows], _job(row)
+
+    def cancel(self, name: str) -> Job:
+        """Asks a job to stop; one that waits is cancelled at once, one that has ended is left as it is."""
+        with self._database.transaction() as session:
+            row = _row(session, name)
+            if row.state == State.PENDING:
+                _end(session, row, State.CANCELLED)
+            elif row.state == State.RUNNING:
+                row.state = State.CANCELLING
+                _append(session, row, [state_event(State.CANCELLING)])
+            return _job(row)
+
+    def delete(self, name: str) -> list[Checkpoint]:
+        """Forgets a job that has ended; gives its checkpoints, whose files are the caller's to delete."""
+        with self._database.transaction() as session:
+            row = _row(session, name)
+            if row.state not in ENDED:
+                raise failed_precondition("JOB_NOT_ENDED", f"{name} is {row.state}: cancel it first", state=row.state)
+            checkpoints = _checkpoints(session, row.id)
+            for table in (EventRow, CheckpointRow, RequestRow):
+                session.execute(delete(table).where(table.job == row.id))
+            session.delete(row)
+            return checkpoints
+
+    # For the reconciler.
+
+    def unended(self, services: Sequence[str]) -> list[Job]:
+        """Jobs of these services that are not over, oldest first."""
+        query = (
+            select(JobRow).where(JobRow.service.in_(services), JobRow.state.not_in([str(s) for s in ENDED])).order_by(JobRow.create_time)
+        )
+        with self._database.transaction() as session:
+            return [_job(row) for row in session.scalars(query)]
+
+    def requeue(self, name: str, reason: str, *, counts: bool, budget: int) -> Job:
+        """A worker was lost: the job waits for another one, ends as cancelled if that was wanted, or fails when its budget is spent."""
+        with self._database.transaction() as session:
+            row = _row(session, name)
+            if row.state in ENDED or row.state == State.PENDING:
+                return _job(row)
+            _append(session, row, [attempt_event(row.attempt, reason)])
+            row.failures += counts
+            if row.state == State.CANCELLING:
+                _end(session, row, State.CANCELLED)
+            elif row.failures >= budget:
+                sentence = f"{reason}; {row.failures} attempts failed in the same way, the worker's log says more"
+                _end(session, row, State.FAILED, error=error_bytes(AtelierError(Status.INTERNAL, "WORKER_LOST", sentence)))
+            else:
+                row.state = State.PENDING
+                row.attempt += 1  # whatever still runs is fenced off
+                _append(session, row, [state_event(State.PENDING)])
+            return _job(row)
+
+    def log(self, name: str, payloads: Sequence[bytes]) -> None:
+        """Adds events without a worker."""
+        with self._database.transaction() as session:
+            _append(session, _row(session, name), payloads)
+
+    # For workers: every call carries the fencing token.
+
+    def claim(self, name: str) -> Job:
+        """Begins an attempt; every earlier one is void from now on."""
+        with self._database.transaction() as session:
+            row = _row(session, name)
+            if row.state not in (State.PENDING, State.RUNNING):
+                raise failed_precondition("JOB_NOT_CLAIMABLE", f"{name} is {row.state}", state=row.state)
+            row.attempt += 1
+            row.start_time = row.start_time or now()
+            row.heartbeat_time = now()
+            events = [attempt_event(row.attempt, "started")]
+            if row.state != State.RUNNING:
+                row.state = State.RUNNING
+                events.append(state_event(State.RUNNING))
+            _append(session, row, events)
+            return _job(row)
+
+    def heartbeat(self, name: str, attempt: int) -> bool:
+        """Says that the worker lives; tells whether it shall stop."""
+        with self._database.transaction() as session:
+            row = _fenced(session, name, attempt)
+            row.heartbeat_time = now()
+            return row.state == State.CANCELLING
+
+    def append(self, name: str, attempt: int, payloads: Sequence[bytes], progress: bytes = b"") -> bool:
+        """Adds events; tells whether the worker shall stop."""
+        with self._database.transaction() as session:
+            row = _fenced(session, name, attempt)
+            row.heartbeat_time = now()
+            row.progress = progress or row.progress
+            _append(session, row, payloads)
+            return row.state == State.CANCELLING
+
+    def check(self, name: str, attempt: int) -> Job:
+        """The job, if this attempt is still the one that counts. Raises ABORTED."""
+        with self._database.transaction() as session:
+            return _job(_fenced(session, name, attempt))
+
+    def checkpoint(self, name: str, attempt: int, new: Checkpoint, *, keep_full: int, keep_weights: int) -> tuple[list[str], bool]:
+        """Commits a checkpoint with its event; gives the store keys of what is no longer kept, and whether the worker shall stop."""
+        with self._database.transaction() as session:
+            row = _fenced(session, name, attempt)
+            files = [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in new.files]
+            session.merge(CheckpointRow(job=row.id, step=new.step, prefix=new.prefix, files=files))
+            row.failures = 0  # progress was made: the budget begins anew
+            _append(session, row, [checkpoint_event(new.step)])
+            session.flush()
+            return _prune(session, row.id, keep_full=keep_full, keep_weights=keep_weights), row.state == State.CANCELLING
+
+    def checkpoints(self, name: str) -> list[Checkpoint]:
+        """A job's checkpoints, rising."""
+        with self._database.transaction() as session:
+            return _checkpoints(session, _row(session, name).id)
+
+    def complete(self, name: str, attempt: int, *, state: State, outputs: Sequence[Output] = (), error: bytes = b"") -> Job:
+        """Ends the job."""
+        assert state in ENDED
+        with self._database.transaction() as session:
+            row = _fenced(session, name, attempt)
+            row.outputs = [{"role": o.role, "digest": o.digest} for o in outputs]
+            _end(session, row, state, error=error)
+            return _job(row)
+
+
+def _row(session: Session, name: str) -> JobRow:
+    row = session.get(JobRow, name.removeprefix("jobs/"))
+    if row is None:
+        raise not_found("job", name, hint="`atelier jobs list` shows what there is")
+    return row
+
+
+def _fenced(session: Session, name: str, attempt: int) -> JobRow:
+    row = _row(session, name)
+    if row.attempt != attempt or row.state not in (State.RUNNING, State.CANCELLING):
+        sentence = f"attempt {attempt} of {name} no longer counts: the job is {row.state}, attempt {row.attempt}"
+        raise AtelierError(Status.ABORTED, "ATTEMPT_SUPERSEDED", sentence)
+    return row
+
+
+def _append(session: Session, row: JobRow, payloads: Sequence[bytes]) -> None:
+    for payload in payloads:
+        row.last_sequence += 1
+        session.add(EventRow(job=row.id, sequence=row.last_sequence, time=now(), payload=payload))
+
+
+def _end(session: Session, row: JobRow, state: State, *, error: bytes = b"") -> None:
+    row.state, row.end_time, row.error = state, now(), error
+    session.execute(delete(ArtifactUse).where(ArtifactUse.user == f"jobs/{row.id}"))
+    _append(session, row, [state_event(state)])
+
+
+def _checkpoints(session: Session, job: str) -> list[Checkpoint]:
+    rows = session.scalars(select(CheckpointRow).where(CheckpointRow.job == job).order_by(CheckpointRow.step))
+    return [Checkpoint(step=r.step, prefix=r.prefix, files=tuple(File(**f) for f in r.files)) for r in rows]
+
+
+def _prune(session: Session, job: str, *, keep_full: int, keep_weights: int) -> list[str]:
+    rows = list(session.scalars(select(CheckpointRow).where(CheckpointRow.job == job).order_by(CheckpointRow.step)))
+    dropped = []
+    for age, row in enumerate(reversed(rows)):
+        if age < keep_full:
+            continue
+        weights = [f for f in row.files if f["path"].startswith("weights/") and (not keep_weights or age < keep_weights)]
+        dropped += [f"{row.prefix}/{f['path']}" for f in row.files if f not in weights]
+        if weights:
+            row.files = weights
+        else:
+            session.delete(row)
+    return dropped
+
+
+def _job(row: JobRow) -> Job:
+    return Job(
+        id=row.id, service=row.service, method=row.method, spec=row.spec, state=State(row.state), attempt=row.attempt,
+        failures=row.failures, create_time=row.create_time, start_time=row.start_time, end_time=row.end_time,
+        last_sequence=row.last_sequence, progress=row.progress, error=row.error, inputs=tuple(row.inputs), reads=tuple(row.reads),
+        outputs=tuple(Output(**o) for o in row.outputs), plan=tuple(row.plan), tags=tuple(row.tags), processes=row.processes,
+    )  # fmt: skip

@@ -1,0 +1,67 @@
+"""The ledger's tables of jobs."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, LargeBinary, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from atelier.ledger import Base
+
+
+class JobRow(Base):
+    """A job."""
+
+    __tablename__ = "jobs"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    service: Mapped[str] = mapped_column(String(32), index=True)
+    method: Mapped[str] = mapped_column(String(64))
+    spec: Mapped[bytes] = mapped_column(LargeBinary)
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    attempt: Mapped[int] = mapped_column(default=0)
+    failures: Mapped[int] = mapped_column(default=0)
+    create_time: Mapped[datetime] = mapped_column(index=True)
+    start_time: Mapped[datetime | None]
+    end_time: Mapped[datetime | None]
+    heartbeat_time: Mapped[datetime | None]
+    last_sequence: Mapped[int] = mapped_column(default=0)
+    progress: Mapped[bytes] = mapped_column(LargeBinary, default=b"")
+    error: Mapped[bytes] = mapped_column(LargeBinary, default=b"")
+    outputs: Mapped[list[Any]] = mapped_column(JSON, default=list)
+    inputs: Mapped[list[Any]] = mapped_column(JSON, default=list)
+    reads: Mapped[list[Any]] = mapped_column(JSON, default=list)
+    plan: Mapped[list[Any]] = mapped_column(JSON, default=list)
+    tags: Mapped[list[Any]] = mapped_column(JSON, default=list)
+    processes: Mapped[int] = mapped_column(default=1)
+
+
+class RequestRow(Base):
+    """A request that was accepted, so that its repetition gives the same job."""
+
+    __tablename__ = "job_requests"
+    method: Mapped[str] = mapped_column(String(64), primary_key=True)
+    request_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    body_sha256: Mapped[str] = mapped_column(String(64))
+    job: Mapped[str] = mapped_column(String(64))
+
+
+class EventRow(Base):
+    """An event of a job."""
+
+    __tablename__ = "job_events"
+    job: Mapped[str] = mapped_column(String(64), primary_key=True)
+    sequence: Mapped[int] = mapped_column(primary_key=True)
+    time: Mapped[datetime]
+    payload: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class CheckpointRow(Base):
+    """A committed checkpoint of a job."""
+
+    __tablename__ = "checkpoints"
+    job: Mapped[str] = mapped_column(String(64), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    prefix: Mapped[str] = mapped_column(String(256))
+    files: Mapped[list[Any]] = mapped_column(JSON)
