@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from atelier.graphs.facts import Facts, read_facts
 from atelier.graphs.files import read_config
-from atelier.graphs.weights import read_weights
+from atelier.graphs.weights import check_weights, read_weights
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -101,13 +101,10 @@ def empty_part(folder: Path, part: str) -> Any:
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], *, part: str) -> None:
     """Makes `weights` the module's own, all of them. ValueError names a tensor that is missing, surplus or of another shape."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    for problem, names in (("has no", wanted.keys() - weights.keys()), ("has a surplus", weights.keys() - wanted.keys())):
-        if names:
-            raise ValueError(f"{part}: the file {problem} tensor {min(names)!r} ({len(names)} in all)")
-    for name, tensor in weights.items():
-        if tuple(tensor.shape) != wanted[name]:
-            raise ValueError(f"{part}: {name} has shape {tuple(tensor.shape)}, its config asks for {wanted[name]}")
+    try:
+        check_weights(weights, {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()})
+    except ValueError as error:
+        raise ValueError(f"{part}: {error}") from None
     module.load_state_dict(dict(weights), strict=True, assign=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from atelier.graphs.files import todays_name, weight_files
+from atelier.graphs.graph import Graph, Role
 
 
 def read_weights(folder: Path, part: str, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -23,3 +25,25 @@ def read_weights(folder: Path, part: str, *, dtype: torch.dtype | None = None, d
             if today:
                 weights[today] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
     return weights
+
+
+def graph_weights(folder: Path, role: Role, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """The weights that the graph of a role needs of the model in `folder`; see `read_weights`."""
+    return {name: tensor for name, tensor in read_weights(folder, role.part, dtype=dtype, device=device).items() if role.owns(name)}
+
+
+def distinct_weights(graph: Graph, *, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Random weights of which no two are equal, small enough that a forward stays finite: to find a weight again by its bytes."""
+    generator = torch.Generator().manual_seed(0)
+    return {name: (torch.randn(shape, generator=generator) * 0.02).to(dtype) for name, shape in sorted(graph.tensors.items())}
+
+
+def check_weights(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ValueError that names a weight which is missing, surplus or of another shape than `shapes` asks for."""
+    if missing := shapes.keys() - weights.keys():
+        raise ValueError(f"the weights lack {min(missing)!r} ({len(missing)} in all)")
+    if surplus := weights.keys() - shapes.keys():
+        raise ValueError(f"the weights have a surplus {min(surplus)!r} ({len(surplus)} in all)")
+    for name, shape in shapes.items():
+        if tuple(weights[name].shape) != tuple(shape):
+            raise ValueError(f"{name} has shape {list(weights[name].shape)}, the graph asks for {list(shape)}")
