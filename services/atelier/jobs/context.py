@@ -17,7 +17,11 @@ from atelier.artifacts.manifest import Kind, Manifest, Source, describe_folder
 
 
 class Cancelled(Exception):
-    """The job was cancelled."""
+    """The job was cancelled: stop, keep nothing."""
+
+
+class Preempted(Exception):
+    """The worker shall make room: write a checkpoint and let this pass; the job goes on later from there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +82,7 @@ class JobContext(Protocol):
         """A checkpoint's step and folder: of this job, or of `owner` (`jobs/{id}`); the last one, or that of `step`."""
 
     def check_cancelled(self) -> None:
-        """Raises Cancelled when the job shall stop. Call it at every step."""
+        """Raises Cancelled or Preempted when the work shall stop. Call it at every step."""
 
 
 @dataclass
@@ -90,6 +94,7 @@ class FolderContext:
     events: list[dict[str, Any]] = field(default_factory=list)
     outputs: dict[str, str] = field(default_factory=dict)
     cancel_at_step: int | None = None
+    preempt_at_step: int | None = None
 
     def __post_init__(self) -> None:
         self.workdir = self.root / "work"
@@ -164,7 +169,9 @@ class FolderContext:
         return (int(folders[-1].name), folders[-1]) if folders else None
 
     def check_cancelled(self) -> None:
-        """See JobContext; cancels when the last progress has reached `cancel_at_step`."""
+        """See JobContext; stops when the last progress has reached `cancel_at_step` or `preempt_at_step`."""
         steps = [e["step"] for e in self.events if "step" in e]
         if self.cancel_at_step is not None and steps and steps[-1] >= self.cancel_at_step:
             raise Cancelled
+        if self.preempt_at_step is not None and steps and steps[-1] >= self.preempt_at_step:
+            raise Preempted

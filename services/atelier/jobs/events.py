@@ -32,7 +32,8 @@ def log_event(message: str, level: str = "info") -> bytes:
 
 def error_bytes(error: AtelierError) -> bytes:
     """An error as the serialized `google.rpc.Status` that the ledger keeps."""
-    return to_proto(error).SerializeToString()
+    content: bytes = to_proto(error).SerializeToString()
+    return content
 
 
 def state_to_enum(state: State) -> job_pb2.JobState.ValueType:
