@@ -33,21 +33,29 @@ class RecordedContext:
 
     def artifact(self, name: str) -> LocalArtifact:
         """See JobContext."""
-        return self._found(self._context.artifact(name))
+        artifact = self._context.artifact(name)
+        self._record_artifact(artifact)
+        return artifact
 
     def find(self, kind: Kind, key: str) -> LocalArtifact | None:
         """See JobContext."""
-        return self._found(self._context.find(kind, key))
+        artifact = self._context.find(kind, key)
+        self._record_artifact(artifact)
+        return artifact
 
     def publish(
         self, role: str, kind: Kind, folder: Path, *, sources: Sequence[Source] = (), metadata: Mapping[str, Any] | None = None
     ) -> str:
         """See JobContext."""
-        return self._record(self._context.publish(role, kind, folder, sources=sources, metadata=metadata))
+        digest = self._context.publish(role, kind, folder, sources=sources, metadata=metadata)
+        self._record(digest)
+        return digest
 
     def checkpoints(self) -> list[int]:
         """See JobContext."""
-        return self._record(self._context.checkpoints())
+        steps = self._context.checkpoints()
+        self._record(steps)
+        return steps
 
     def read_checkpoint(self, *, owner: str = "", step: int = 0) -> tuple[int, Path] | None:
         """See JobContext."""
@@ -55,14 +63,12 @@ class RecordedContext:
         self._record([found[0], str(found[1])] if found else None)
         return found
 
-    def _found(self, artifact: Any) -> Any:
+    def _record_artifact(self, artifact: LocalArtifact | None) -> None:
         self._record([artifact.digest, str(artifact.folder), artifact.manifest.canonical_json().decode()] if artifact else None)
-        return artifact
 
-    def _record(self, answer: Any) -> Any:
+    def _record(self, answer: Any) -> None:
         _leave(self.workdir / f"call-{self._calls}", json.dumps(answer).encode())
         self._calls += 1
-        return answer
 
 
 class FollowerContext:

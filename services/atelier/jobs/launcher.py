@@ -58,9 +58,10 @@ class LocalLauncher:
     token_of: Callable[[str], str]
     folder: Path
     threads: int = 0
+    package: str = "atelier"
 
     def start(self, job: Job) -> LocalWorker:
-        """Starts `python -m atelier.{service}` for the job; its output goes to `logs/{id}.log`."""
+        """Starts `python -m {package}.{service}` for the job; its output goes to `logs/{id}.log`."""
         logs = self.folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         environment = {name: os.environ[name] for name in KEPT if name in os.environ}
@@ -80,7 +81,13 @@ class LocalLauncher:
             environment["LD_PRELOAD"] = jemalloc
         with (logs / f"{job.id}.log").open("ab") as log:
             process = subprocess.Popen(
-                _command(job), env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, cwd="/"
+                _command(f"{self.package}.{job.service}", job.processes),
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd="/",
             )
         return LocalWorker(process)
 
@@ -109,9 +116,8 @@ class LocalWorker:
         self._process.wait()
 
 
-def _command(job: Job) -> list[str]:
-    module = f"atelier.{job.service}"
-    if job.processes == 1:
+def _command(module: str, processes: int) -> list[str]:
+    if processes == 1:
         return [sys.executable, "-m", module]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.processes}"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return [sys.executable, *torchrun, "-m", module]

@@ -115,7 +115,8 @@ class RemoteContext:
             self._events.append(job_pb2.JobEvent(sample=job_pb2.SamplePicture(step=step, index=index, png=png)))
 
     def write_checkpoint(self, step: int, folder: Path, *, keep_full: int, keep_weights: int) -> None:
-        """See JobContext."""
+        """See JobContext. What was said before it is sent before it."""
+        self.flush()
         files = describe_folder(folder)
         paths = {file.sha256: folder / file.path for file in files}
         if self._store is not None:

@@ -61,6 +61,7 @@ def _attempt(execute: Execute, workdir: Path, preempted: threading.Event) -> int
             recorded: JobContext = RecordedContext(context, spec=claim.spec.SerializeToString()) if several else context
             execute(_unpack(claim.spec.SerializeToString()), recorded)
         except Preempted:
+            context.flush()
             return PREEMPTED_EXIT_CODE
         except Cancelled:
             error = AtelierError(Status.CANCELLED, "CANCELLED", "the job was cancelled")
