@@ -74,7 +74,8 @@ def _attempt(execute: Execute, workdir: Path, preempted: threading.Event) -> int
             logger.exception("the job failed")
             error = AtelierError(Status.INTERNAL, "WORKER_FAILED", f"the worker failed; its log has the traceback ({context.job})")
         context.flush()
-        client.complete(claim.attempt, outputs=context.outputs, error=error)
+        # What was published last is the main output: it comes first, and gets the tags.
+        client.complete(claim.attempt, outputs=dict(reversed(context.outputs.items())), error=error)
     return 0
 
 

@@ -1,7 +1,7 @@
 """The state a run resumes from, as safetensors and JSON: no pickle is written or read.
 
-`weights/trainable.safetensors` alone can be promoted to a result; with `optimizer.safetensors`, `ema.safetensors` and `state.json` the run goes
-on bit for bit. Random numbers need no state: each step's generator is made of seed, step and rank.
+`weights/trainable.safetensors` alone can be promoted to a result; with the other files the run goes on bit for bit. Random numbers need no
+state: each step's generator is made of seed, step and rank.
 """
 
 from __future__ import annotations

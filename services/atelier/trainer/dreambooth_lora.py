@@ -18,7 +18,10 @@ FILE = "pytorch_lora_weights.safetensors"
 
 ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
 """What the script adapts."""
-ALL = (*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj")  # fmt: skip
+ALL = (
+    *ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2", "conv_shortcut", "downsamplers.0.conv",
+    "upsamplers.0.conv", "time_emb_proj",
+)  # fmt: skip
 """Feed-forward, projections and convolutions too: learns a subject's details that attention alone does not."""
 
 
@@ -29,13 +32,13 @@ def prepare(unet: Any, spec: TrainSpec) -> dict[str, Tensor]:
     unet.requires_grad_(False)
     config = LoraConfig(
         r=spec.rank,
-        lora_alpha=spec.lora_alpha or spec.rank,
+        lora_alpha=spec.lora_alpha or spec.rank,  # type: ignore[arg-type]
         lora_dropout=spec.lora_dropout,
         init_lora_weights="gaussian",
         target_modules=list(ALL if spec.lora_layers == "all" else ATTENTION),
     )
     unet.add_adapter(config)
-    return {name: parameter.float() for name, parameter in unet.named_parameters() if parameter.requires_grad}
+    return {name: parameter for name, parameter in unet.named_parameters() if parameter.requires_grad}
 
 
 def save(base: Path, weights: Mapping[str, Tensor], folder: Path, *, spec: TrainSpec) -> None:

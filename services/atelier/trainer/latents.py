@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -54,11 +55,14 @@ def cache(
 ) -> Cached:
     """Encodes pictures and prompts, a picture at a time; `step` is told how many are done."""
     chooser = random.Random(seed)
-    means, deviations, rows = [], [], []
+    vae: Any = model.vae
+    means: list[Tensor] = []
+    deviations: list[Tensor] = []
+    rows: list[tuple[int, ...]] = []
     for index, picture in enumerate(pictures):
         positions = [chooser.random() for _ in range(CROPS)]
         squares = crops(picture.image, resolution=resolution, center=center_crop, positions=positions)
-        posterior = model.vae.encode(torch.stack([to_tensor(square) for square in squares]).to(model.vae.device)).latent_dist  # type: ignore[no-untyped-call]
+        posterior = vae.encode(torch.stack([to_tensor(square) for square in squares]).to(vae.device)).latent_dist
         rows.append(tuple(range(len(means), len(means) + len(squares))))
         means += list(posterior.mean.float().cpu())
         deviations += list(posterior.std.float().cpu())

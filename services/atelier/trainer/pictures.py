@@ -31,20 +31,21 @@ def draw(
     """Draws `count` pictures of `side` pixels; picture i depends on `seed` and i alone."""
     import diffusers
 
+    unet: Any = model.unet
     if scheduler is None:
         name = str(model.scheduler_config.get("_class_name", "DDIMScheduler"))
         scheduler = getattr(diffusers, name).from_config(dict(model.scheduler_config))
-    # A name that is not known to the pipeline's parts is an upscaler, a safety checker and the like: there is none here.
-    pipeline = diffusers.StableDiffusionPipeline(
+    make: Any = diffusers.StableDiffusionPipeline
+    pipeline = make(
         vae=model.vae, text_encoder=model.text_encoder, tokenizer=model.tokenizer, unet=model.unet, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # type: ignore[no-untyped-call]  # fmt: skip
+    )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
     embedding, empty = encode_prompt(model, [prompt, ""]).chunk(2)
     for begin in range(0, count, batch_size):
         size = min(batch_size, count - begin)
         generators = [torch.Generator().manual_seed((seed + begin + i) % 2**32) for i in range(size)]
-        with torch.no_grad(), torch.autocast(model.unet.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        with torch.no_grad(), torch.autocast(unet.device.type, dtype=dtype, enabled=dtype != torch.float32):
             yield from pipeline(
                 prompt_embeds=embedding.expand(size, -1, -1), negative_prompt_embeds=empty.expand(size, -1, -1),
                 num_inference_steps=steps, guidance_scale=guidance_scale, generator=generators, height=side, width=side,

@@ -1,0 +1,121 @@
+"""Compile once, train every fine-tune: forward and backward by inductor, its cache kept as a TRAINING_ENGINE.
+
+The cache depends on graph, method, rank, layers, batch, precision, threads, compiler and versions, not on weights. It needs a C++ compiler
+also when it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from atelier.artifacts.manifest import Kind, Source
+from atelier.engines.detect import detect
+from atelier.graphs.graph import Role, read_graph
+from atelier.graphs.model import Model
+from atelier.jobs.context import JobContext
+from atelier.trainer.spec import Compile, TrainSpec
+from atelier.trainer.training import Run
+
+ARCHIVE = "inductor.tar.gz"
+PAYS_AFTER_STEPS = 1500
+"""Steps from which on a compilation from nothing (some minutes on 2 cores) is made good by its speed."""
+
+
+class Compilation:
+    """Around a run: decides, unpacks what is there, and publishes what is new."""
+
+    def __init__(self, run: Run, model: Model, base: Path, context: JobContext) -> None:
+        self._run = run
+        self._context = context
+        self._folder = context.workdir / "inductor"
+        self._base = base
+        self._new = False
+        self._key = ""
+
+    def __enter__(self) -> Compilation:
+        spec, context = self._run.spec, self._context
+        compiler = _compiler_version()
+        earlier = context.read_checkpoint()
+        wanted = _compiled_before(earlier[1]) if earlier else None
+        if wanted is False or (wanted is None and spec.compile is Compile.NEVER):
+            return self._eager("")
+        if not compiler:
+            return self._eager("there is no C++ compiler (g++): training eager")
+        self._key = _key(spec, self._run, base=self._base, compiler=compiler)
+        found = context.find(Kind.TRAINING_ENGINE, self._key)
+        if found is None and wanted is None and spec.compile is Compile.AUTO:
+            pays = self._run.total_steps >= PAYS_AFTER_STEPS
+            return self._eager("no training engine for this run yet: --compile now would pay" if pays else "")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if found is not None:
+            with tarfile.open(found.folder / ARCHIVE) as archive:
+                archive.extractall(self._folder, filter="data")
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self._folder)
+        context.log("training with a compiled forward and backward" if found else "compiling forward and backward: this takes minutes")
+        self._new = found is None
+        self._run.facts["compiled"] = True
+        self._run.unet.to(memory_format=torch.channels_last)
+        self._run.forward = torch.compile(self._run.unet)
+        return self
+
+    def __exit__(self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None) -> None:
+        self._run.forward = None
+
+    def publish(self) -> None:
+        """Keeps the cache, when it is new."""
+        if not self._new or not self._run.accelerator.is_main_process:
+            return
+        folder = self._context.workdir / "training-engine"
+        folder.mkdir()
+        with tarfile.open(folder / ARCHIVE, "w:gz", compresslevel=6) as archive:
+            archive.add(self._folder, arcname=".")
+        self._context.publish("training_engine", Kind.TRAINING_ENGINE, folder, sources=list[Source](), metadata={"key": self._key})
+
+    def _eager(self, word: str) -> Compilation:
+        if word:
+            self._context.log(word)
+        self._run.facts["compiled"] = False
+        return self
+
+
+def _compiled_before(checkpoint: Path) -> bool | None:
+    state = checkpoint / "state.json"
+    found: Any = json.loads(state.read_text())["facts"].get("compiled") if state.exists() else None
+    return None if found is None else bool(found)
+
+
+def _compiler_version() -> str:
+    path = shutil.which("g++")
+    if path is None:
+        return ""
+    return subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+
+
+def _key(spec: TrainSpec, run: Run, *, base: Path, compiler: str) -> str:
+    import diffusers
+
+    facts = {
+        "graph": read_graph(base, Role.UNET).digest,
+        "method": str(spec.method),
+        "rank": spec.rank,
+        "layers": spec.lora_layers,
+        "rows": spec.train_batch_size * (2 if spec.with_prior_preservation else 1),
+        "side": spec.resolution,
+        "precision": run.accelerator.mixed_precision,
+        "checkpointing": spec.gradient_checkpointing,
+        "threads": torch.get_num_threads(),
+        "compiler": compiler,
+        "diffusers": diffusers.__version__,
+        "fingerprint": detect().only("inductor").key,
+    }
+    return f"training/{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}"
