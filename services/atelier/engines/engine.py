@@ -51,9 +51,10 @@ class Engine(Protocol):
         names a tensor which is missing, surplus or of another shape.
         """
 
-    def bind(self, weights: Mapping[str, Tensor]) -> Runner:
+    def bind(self, weights: Mapping[str, Tensor], *, batch_sizes: tuple[int, ...] = ()) -> Runner:
         """A runner with these weights compiled in; seconds, to be called beside the thread that runs the engine.
 
+        Each batch takes another copy of the weights, so `batch_sizes` may name those that pay (none named: all); the others stay open.
         Raises ValueError where the backend cannot, or where the result does not agree with `open`'s at the parity timesteps.
         """
 
