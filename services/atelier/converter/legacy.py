@@ -1,4 +1,4 @@
-"""A pickled LoRA (`.bin`) becomes safetensors, in a process that can do little else: `weights_only`, no environment, limits on everything."""
+"""A pickled LoRA (`.bin`) becomes safetensors, in a process that can do little else: `weights_only`, no environment, limits."""
 
 from __future__ import annotations
 

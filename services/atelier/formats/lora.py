@@ -67,9 +67,9 @@ _OLD_ATTENTION = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_
 
 WORDS = (
     "down_blocks", "up_blocks", "mid_block", "transformer_blocks", "time_embedding", "time_emb_proj", "conv_shortcut", "conv_in",
-    "conv_out", "linear_1", "linear_2", "proj_in", "proj_out", "to_q", "to_k", "to_v", "to_out", "text_model", "self_attn", "q_proj", "k_proj",
-    "v_proj", "out_proj", "attentions", "resnets", "downsamplers", "upsamplers", "attn1", "attn2", "ff", "net", "proj", "conv1", "conv2", "conv",
-    "encoder", "layers", "mlp", "fc1", "fc2",
+    "conv_out", "linear_1", "linear_2", "proj_in", "proj_out", "to_q", "to_k", "to_v", "to_out", "text_model", "self_attn", "q_proj",
+    "k_proj", "v_proj", "out_proj", "attentions", "resnets", "downsamplers", "upsamplers", "attn1", "attn2", "ff", "net", "proj", "conv1",
+    "conv2", "conv", "encoder", "layers", "mlp", "fc1", "fc2",
 )  # fmt: skip
 """Words of module names, longest meaning first: kohya joins them with `_`, which some of them contain."""
 _WORD = re.compile("(" + "|".join(sorted((re.escape(w) for w in WORDS), key=len, reverse=True)) + r"|\d+)(?:_|$)")

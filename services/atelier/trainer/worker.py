@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from atelier.artifacts.manifest import Kind, Source
 from atelier.errors import invalid_field
+from atelier.formats import single_file
 from atelier.graphs.model import Model, load_model
 from atelier.jobs.context import JobContext, LocalArtifact
 from atelier.trainer import checkpoint, dataset, dreambooth, dreambooth_lora, latents, loss, pictures, training
@@ -76,8 +77,6 @@ def _base_model(name: str, context: JobContext) -> LocalArtifact:
     artifact = context.artifact(name)
     if artifact.manifest.kind is Kind.MODEL:
         return artifact
-    from atelier.formats import single_file
-
     folder = context.workdir / "base"
     single_file.to_diffusers(next(artifact.folder.glob("*.safetensors")), folder)
     digest = context.publish("base", Kind.MODEL, folder, sources=[Source(role="single_file", digest=artifact.digest)])
