@@ -15,6 +15,7 @@ from torch import Tensor
 from atelier.engines.fingerprint import Fingerprint
 from atelier.engines.manifest import Backend, EngineManifest
 from atelier.engines.profile import ShapeProfile
+from atelier.graphs.graph import Role
 
 
 class Runner(Protocol):
@@ -66,16 +67,17 @@ def load(folder: Path, *, manifest: EngineManifest, fingerprint: Fingerprint, de
     FAILED_PRECONDITION (ENGINE_FINGERPRINT_MISMATCH) for an engine of another machine, before any of its code runs.
     """
     manifest.fingerprint.check(fingerprint)
+    place = folder / Role.UNET
     match manifest.backend:
         case Backend.OPENVINO:
             from atelier.engines.backends import openvino
 
-            return openvino.load(folder, manifest=manifest, num_threads=num_threads)
+            return openvino.load(place, manifest=manifest, num_threads=num_threads)
         case Backend.INDUCTOR:
             from atelier.engines.backends import inductor
 
-            return inductor.load(folder, manifest=manifest, device=device)
+            return inductor.load(place, manifest=manifest, device=device)
         case Backend.TENSORRT:
-            from atelier.engines.backends import tensorrt
+            from atelier.engines.backends import tensorrt_runtime
 
-            return tensorrt.load(folder, manifest=manifest, device=device)
+            return tensorrt_runtime.load(place, manifest=manifest, device=device)
