@@ -1,0 +1,205 @@
+"""What a replica holds on its device: step loop, models, engines; and its talk with the installation."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import grpc
+import torch
+
+from atelier.artifacts.manifest import Manifest
+from atelier.artifacts.messages import files_from_messages, kind_from_enum, metadata_from_struct
+from atelier.artifacts.signing import Verifier
+from atelier.artifacts.store import Store
+from atelier.client.artifacts import download
+from atelier.engines.detect import detect
+from atelier.engines.engine import Engine
+from atelier.engines.engine import load as load_engine
+from atelier.engines.manifest import EngineManifest
+from atelier.errors import AtelierError, Status, not_found
+from atelier.rpc.channel import channel
+from atelier.server.batching import Full, Request, StepLoop
+from atelier.server.messages import SAMPLER_WORDS, fingerprint_to_message
+from atelier.server.replica import Outbox
+from atelier.server.replica_settings import ReplicaSettings
+from atelier.server.weights import Variant, Variants
+from atelier.v1 import artifact_pb2, artifact_pb2_grpc, image_pb2, replica_pb2, replica_pb2_grpc, server_pb2
+
+REPORT_SECONDS = 10.0
+
+
+class Node:
+    """One a process."""
+
+    logger = logging.getLogger("atelier.replica")
+
+    def __init__(self, settings: ReplicaSettings, *, replica: str) -> None:
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        self._settings = settings
+        self._replica = replica
+        self._fingerprint = detect()
+        self._device = self._fingerprint.device
+        self._channel = channel(settings.internal_target, token=settings.internal_token)
+        self._artifacts = artifact_pb2_grpc.ArtifactsStub(self._channel)
+        self._reports = replica_pb2_grpc.ReplicasStub(self._channel)
+        self._store = Store.open(settings.store_url) if settings.store_url else None
+        self._verifier = Verifier.load(Path(settings.public_key))
+        self._variants = Variants(max_models=settings.max_models, device=self._device)
+        self._engines: dict[str, Engine] = {}
+        self._errors: dict[str, str] = {}
+        self._fetching = threading.Lock()
+        self._changed = threading.Event()
+        self._loop = StepLoop(device=self._device, max_waiting=settings.max_waiting)
+        self._loop.start()
+        threading.Thread(target=self._report_for_ever, name="report", daemon=True).start()
+
+    def variant(self, model: str, engines: Sequence[str]) -> Variant:
+        """The model, loaded if it is not, with the first engine that can be used. Raises AtelierError."""
+        digest = model.removeprefix("artifacts/")
+        try:
+            variant = self._variants.load(digest, lambda: self._fetch(digest)[0])
+        except ValueError as error:
+            raise AtelierError(Status.FAILED_PRECONDITION, "MODEL_NOT_USABLE", f"{model} cannot be served: {error}") from error
+        self._attach(variant, engines)
+        return variant
+
+    def submit(self, request: image_pb2.GenerateRequest, variant: Variant, outbox: Outbox) -> Request:
+        """Puts a request into the loop; its messages come out of `outbox`. Raises RESOURCE_EXHAUSTED when too many wait."""
+        seed = request.seed
+
+        def picture(index: int, png: bytes, engine: str) -> None:
+            outbox.put(
+                picture=image_pb2.GeneratedImage(
+                    index=index, seed=(seed + index) % 2**32, png=png, width=request.width, height=request.height,
+                    model=f"artifacts/{variant.name}", engine=engine,
+                )
+            )  # fmt: skip
+
+        def progress(step: int, total: int, previews: list[bytes]) -> None:
+            outbox.put(progress=image_pb2.GenerateProgress(step=step, total_steps=total, previews=previews))
+
+        work = Request(
+            weights=variant, prompt=request.prompt, negative_prompt=request.negative_prompt, width=request.width, height=request.height,
+            num_steps=request.steps, guidance_scale=request.guidance_scale, sampler=SAMPLER_WORDS[request.sampler], seed=seed,
+            count=request.count, preview_steps=request.preview_steps, on_progress=progress, on_picture=picture,
+            on_end=lambda error: outbox.put(ended=True, error=error),
+        )  # fmt: skip
+        try:
+            self._loop.submit(work)
+        except Full:
+            sentence = "all replicas are busy: try again later"
+            raise AtelierError(Status.RESOURCE_EXHAUSTED, "OVERLOADED", sentence, retry_after_seconds=2.0) from None
+        return work
+
+    def check_health(self, *, stuck_seconds: float) -> None:
+        """Raises RuntimeError when a tick hangs or the device is lost."""
+        if self._loop.failed.is_set():
+            raise RuntimeError("the device has failed")
+        if self._loop.overdue_seconds() > stuck_seconds:
+            raise RuntimeError("a UNet call hangs")
+
+    def _attach(self, variant: Variant, engines: Sequence[str]) -> None:
+        for name in engines:
+            digest = name.removeprefix("artifacts/")
+            if variant.compiled is not None and variant.compiled.digest == digest:
+                return
+            try:
+                self._variants.attach(variant, digest, self._engine(digest), changed=self._changed.set)
+                return
+            except (AtelierError, ValueError) as error:
+                self._errors[digest] = str(error)
+                self.logger.warning("engine %s is not used: %s", digest, error)
+
+    def _engine(self, digest: str) -> Engine:
+        with self._fetching:
+            if digest not in self._engines:
+                folder, record = self._fetch(digest)
+                self._verifier.check(digest, record.signature)
+                manifest = EngineManifest.from_metadata(metadata_from_struct(record.metadata))  # type: ignore[arg-type]
+                self._engines[digest] = load_engine(
+                    folder, manifest=manifest, fingerprint=self._fingerprint, device=self._device, num_threads=self._settings.threads
+                )
+            return self._engines[digest]
+
+    def _fetch(self, digest: str) -> tuple[Path, artifact_pb2.Artifact]:
+        try:
+            record = self._artifacts.GetArtifact(artifact_pb2.GetArtifactRequest(name=f"artifacts/{digest}"))
+        except grpc.RpcError as error:
+            raise not_found("artifact", digest) from error
+        folder = Path(self._settings.cache) / digest
+        if folder.exists():
+            return folder, record
+        part = folder.with_name(f".{digest}.{self._replica}")
+        shutil.rmtree(part, ignore_errors=True)
+        kind = kind_from_enum(record.kind)
+        assert kind is not None
+        if self._store is not None:
+            self._store.materialize(Manifest(kind=kind, files=files_from_messages(record.files)), part)
+        else:
+            download(self._artifacts, record.name, part)
+        part.rename(folder)
+        return folder, record
+
+    def _report_for_ever(self) -> None:
+        while True:
+            try:
+                self._prepare(self._reports.Report(self._report(), timeout=10).models)
+            except grpc.RpcError as error:
+                self.logger.warning("cannot report: %s", error.code())
+            except Exception:
+                self.logger.exception("preparing a model failed")
+            self._changed.wait(REPORT_SECONDS)
+            self._changed.clear()
+
+    def _prepare(self, wanted: Sequence[replica_pb2.WantedModel]) -> None:
+        for model in wanted:
+            digest = model.model.removeprefix("artifacts/")
+            variant = self._variants.get(digest)
+            current = variant.compiled.digest if variant and variant.compiled else ""
+            ready = variant is not None and (not model.engines or f"artifacts/{current}" in model.engines)
+            if ready or digest in self._errors:
+                continue
+            try:
+                self.variant(model.model, list(model.engines))
+            except AtelierError as error:
+                self._errors[digest] = error.message
+            self._changed.set()
+
+    def _report(self) -> replica_pb2.ReportRequest:
+        models = [_held(variant) for variant in self._variants.held()]
+        held = {model.model for model in models}
+        models += [
+            replica_pb2.ReplicaModel(model=f"artifacts/{digest}", error=error)
+            for digest, error in self._errors.items()
+            if f"artifacts/{digest}" not in held
+        ]
+        return replica_pb2.ReportRequest(
+            pool=f"pools/{self._settings.pool}",
+            replica=self._replica,
+            fingerprint=fingerprint_to_message(self._fingerprint),
+            models=models,
+            free_memory_bytes=_free_memory(self._device),
+            error=next(iter(self._errors.values()), ""),
+        )
+
+
+def _held(variant: Variant) -> replica_pb2.ReplicaModel:
+    compiled = variant.compiled
+    engine = server_pb2.DEPLOYMENT_ENGINE_EAGER
+    if compiled is not None:
+        engine = server_pb2.DEPLOYMENT_ENGINE_BOUND if compiled.bound else server_pb2.DEPLOYMENT_ENGINE_COMPILED
+    return replica_pb2.ReplicaModel(
+        model=f"artifacts/{variant.name}", engine=engine, engine_artifact=f"artifacts/{compiled.digest}" if compiled else ""
+    )
+
+
+def _free_memory(device: str) -> int:
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024

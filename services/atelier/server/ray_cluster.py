@@ -1,0 +1,141 @@
+"""A private Ray on this machine: ports, folder and token of its own. Imports no ray: it is started as a command and asked over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+OBJECT_STORE_BYTES = 100 << 20
+START_SECONDS = 90.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayCluster:
+    """A Ray that answers: its dashboard, and the ports that Serve shall open."""
+
+    dashboard: str
+    token: str
+    grpc_port: int
+    http_port: int
+
+    def put_applications(self, config: dict[str, Any]) -> None:
+        """Puts the whole set of Serve's applications in place. Raises OSError when the dashboard does not take it."""
+        self._call("PUT", config)
+
+    def applications(self) -> dict[str, Any]:
+        """What Serve says of its applications. Raises OSError."""
+        return self._call("GET", None)
+
+    def _call(self, method: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        request = urllib.request.Request(  # noqa: S310 - the dashboard's address is ours
+            f"{self.dashboard}/api/serve/applications/",
+            method=method,
+            data=json.dumps(body).encode() if body is not None else None,
+            headers={"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            text = response.read()
+        content: dict[str, Any] = json.loads(text) if text else {}
+        return content
+
+
+@asynccontextmanager
+async def local_ray(*, logs: Path, labels: dict[str, str], num_cpus: int) -> AsyncIterator[RayCluster]:
+    """Starts a Ray node and ends it with the block; when this process dies in any other way, the node ends as well.
+
+    Raises RuntimeError, naming the log, when it does not come up.
+    """
+    ports = _free_ports(8)
+    # Sockets below it have paths of at most 107 bytes, so that it cannot lie in the data folder.
+    folder = Path(tempfile.mkdtemp(prefix="atl-"))
+    token = secrets.token_hex(32)
+    arguments = _arguments(ports, folder, labels, num_cpus)
+    logs.mkdir(parents=True, exist_ok=True)
+    with (logs / "ray.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "atelier.server.ray_node", *arguments],
+            stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, cwd="/", env=_environment(token, folder),
+        )  # fmt: skip
+    cluster = RayCluster(dashboard=f"http://127.0.0.1:{ports[1]}", token=token, grpc_port=ports[6], http_port=ports[7])
+    try:
+        await _until_it_answers(cluster, process, logs / "ray.log")
+        yield cluster
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        await asyncio.to_thread(process.wait)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _arguments(ports: list[int], folder: Path, labels: dict[str, str], num_cpus: int) -> list[str]:
+    return [
+        "--head",
+        "--block",
+        "--disable-usage-stats",
+        "--node-ip-address=127.0.0.1",
+        f"--port={ports[0]}",
+        "--include-dashboard=true",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={ports[1]}",
+        f"--ray-client-server-port={ports[2]}",
+        f"--dashboard-agent-listen-port={ports[3]}",
+        f"--runtime-env-agent-port={ports[4]}",
+        f"--metrics-export-port={ports[5]}",
+        f"--num-cpus={num_cpus}",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+        f"--temp-dir={folder}",
+        f"--labels={','.join(f'{key}={value}' for key, value in labels.items())}",
+    ]
+
+
+def _environment(token: str, folder: Path) -> dict[str, str]:
+    kept = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+    return {
+        **{name: os.environ[name] for name in kept if name in os.environ},
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TMPDIR": str(folder),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        # Replicas use their own number of threads (replica_settings), not the one CPU that Ray counts.
+        "RAY_SERVE_LOG_TO_STDERR": "0",
+    }
+
+
+async def _until_it_answers(cluster: RayCluster, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            await asyncio.to_thread(cluster.applications)
+            return
+        except OSError:
+            if process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"Ray did not start; {log} says why") from None
+        await asyncio.sleep(0.2)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
