@@ -1,0 +1,116 @@
+"""`atelier deploy`, `undeploy`, `deployments` and `pools`: what is served, and where."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from atelier.cli.session import session_of
+from atelier.client.client import Client
+from atelier.errors import AtelierError, Status
+from atelier.v1 import server_pb2
+
+
+def deploy(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model: path, artifact or tag.")],
+    name: Annotated[str, typer.Option("--name", help="Name of the deployment, in lower case letters, digits and dashes.")],
+    pool: Annotated[str, typer.Option("--pool", help="Pool that serves it.")] = "",
+    eager: Annotated[bool, typer.Option("--eager/--no-eager", help="Serves eager while there is no engine.")] = True,
+    compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Asks for an engine where there is none.")] = True,
+    max_steps: Annotated[int, typer.Option("--max-steps", help="Most steps a request may ask for.", show_default=False)] = 0,
+    max_count: Annotated[int, typer.Option("--max-count", help="Most pictures a request may ask for.", show_default=False)] = 0,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Waits until it answers.")] = True,
+) -> None:
+    """Puts a model into service. A deployment of that name gets the model instead of its own, without a restart."""
+    session = session_of(context)
+    with session.client(serving=True) as client:
+        wanted = server_pb2.Deployment(
+            model=session.sources(client).find(model, field="MODEL").name,
+            pool=pool,
+            serve_eager=eager,
+            compile=compile,
+            max_steps=max_steps,
+            max_count=max_count,
+        )
+        deployment = create_or_update(client, name, wanted)
+        if wait:
+            for deployment in client.deployments.wait(name):
+                session.note(line_of(deployment))
+        session.show(deployment, line_of(deployment))
+        if session.local:
+            session.note("it is served while `atelier up` runs on this data folder")
+
+
+def create_or_update(client: Client, name: str, wanted: server_pb2.Deployment) -> server_pb2.Deployment:
+    """The deployment, new or changed."""
+    try:
+        return client.deployments.create(name, wanted)
+    except AtelierError as error:
+        if error.status is not Status.ALREADY_EXISTS:
+            raise
+    return client.deployments.update(name, wanted, "model", "serve_eager", "compile", "max_steps", "max_count")
+
+
+def undeploy(context: typer.Context, name: Annotated[str, typer.Argument(metavar="NAME", help="The deployment.")]) -> None:
+    """Takes a deployment out of service; its model stays."""
+    session = session_of(context)
+    with session.client() as client:
+        client.deployments.delete(name)
+        session.show({"name": name}, f"{name} is no longer served")
+
+
+def deployments(context: typer.Context) -> None:
+    """What is served."""
+    session = session_of(context)
+    with session.client() as client:
+        found = list(client.deployments.list())
+    if session.json:
+        session.show({"deployments": found})
+        return
+    table = _table("NAME", "STATE", "ENGINE", "MODEL", "POOL", "MESSAGE")
+    for one in found:
+        table.add_row(one.name, state_of(one), engine_of(one), one.model[:22], one.pool, one.message)
+    session.out.print(table)
+
+
+def pools(context: typer.Context) -> None:
+    """Where it can be served."""
+    session = session_of(context)
+    with session.client() as client:
+        found = client.deployments.pools()
+    if session.json:
+        session.show({"pools": found})
+        return
+    table = _table("NAME", "GPU", "REPLICAS", "PRODUCT", "BACKENDS", "MESSAGE")
+    for pool in found:
+        products = ", ".join(sorted({fingerprint.product for fingerprint in pool.fingerprints}))
+        backends = ", ".join(sorted({f"{name} {version}" for f in pool.fingerprints for name, version in f.backends.items()}))
+        table.add_row(pool.name, pool.gpu, str(pool.replicas), products, backends, pool.message)
+    session.out.print(table)
+
+
+def state_of(deployment: server_pb2.Deployment) -> str:
+    """Its state, as people say it."""
+    return server_pb2.DeploymentState.Name(deployment.state).removeprefix("DEPLOYMENT_STATE_").lower()
+
+
+def engine_of(deployment: server_pb2.Deployment) -> str:
+    """How its pictures are computed, as people say it."""
+    name = server_pb2.DeploymentEngine.Name(deployment.engine).removeprefix("DEPLOYMENT_ENGINE_").lower()
+    return "" if name == "unspecified" else name
+
+
+def line_of(deployment: server_pb2.Deployment) -> str:
+    """A deployment in a line."""
+    parts = [deployment.name, state_of(deployment), engine_of(deployment), deployment.message]
+    return "  ".join(part for part in parts if part)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

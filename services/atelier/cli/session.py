@@ -1,0 +1,133 @@
+"""What every command has: where the services are, and where to say things."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import typer
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from rich.console import Console
+
+from atelier.cli.progress import Transfers
+from atelier.client.address import Address
+from atelier.client.client import Client
+from atelier.client.sources import Sources
+from atelier.errors import AtelierError, invalid_field
+
+
+class Installation(Protocol):
+    """What the commands need of `atelier.app`."""
+
+    def running(self, data: Path) -> Address | None:
+        """The running `atelier up` of the data folder."""
+
+    def inside(self, data: Path, *, serving: bool) -> AbstractContextManager[Address]:
+        """The services inside this process; with `serving` pictures can be generated too."""
+
+    def up(self, data: Path, *, listen: str, on_ready: Callable[[Address], None]) -> None:
+        """All services until SIGINT or SIGTERM."""
+
+    def serve(self, service: str) -> None:
+        """One service until SIGINT or SIGTERM; its settings are in the environment."""
+
+
+@dataclass(kw_only=True)
+class Session:
+    """The command line's surroundings; `server` and `token` are empty where nobody named one."""
+
+    installation: Installation
+    connect: Callable[[Address], Client]
+    data: Path
+    hub: Path
+    """This machine's Hugging Face cache."""
+    server: str = ""
+    token: str = ""
+    json: bool = False
+    out: Console = field(default_factory=lambda: Console(soft_wrap=True, highlight=False, emoji=False))
+    err: Console = field(default_factory=lambda: Console(stderr=True, soft_wrap=True, highlight=False, emoji=False))
+    local: bool = False
+    """Whether the services run inside this process."""
+
+    @contextmanager
+    def client(self, *, serving: bool = False) -> Iterator[Client]:
+        """A client of the named server, else of the running `atelier up`, else of services inside this process."""
+        address = self._address()
+        if address is not None:
+            with self.connect(address) as client:
+                yield client
+            return
+        with self.installation.inside(self.data, serving=serving) as inner:
+            self.local = True
+            with self.connect(inner) as client:
+                yield client
+
+    def _address(self) -> Address | None:
+        if self.server and self.token:
+            return Address(self.server, self.token)
+        running = self.installation.running(self.data)
+        # The server that was named may be the data folder's own, whose token is known.
+        return running if not self.server or (running and running.target == self.server) else Address(self.server)
+
+    @property
+    def transfers(self) -> Transfers:
+        """What shows how far uploads and downloads are."""
+        return Transfers(self.err, quiet=self.json)
+
+    def sources(self, client: Client) -> Sources:
+        """What turns paths and names into artifacts."""
+        return Sources(client=client, hub=self.hub, progress=self.transfers)
+
+    def show(self, content: Message | Mapping[str, Any], text: str = "") -> None:
+        """The result: as one JSON object with --json, else as text for people."""
+        if self.json:
+            self.line(content)
+        elif text:
+            self.out.print(text, markup=False)
+
+    def line(self, content: Message | Mapping[str, Any]) -> None:
+        """A line of JSON."""
+        self.out.print(json.dumps(as_json(content), ensure_ascii=False), markup=False)
+
+    def note(self, text: str) -> None:
+        """A line for people; not a result."""
+        self.err.print(text, markup=False, style="dim")
+
+    def warn(self, text: str) -> None:
+        """One warning."""
+        self.err.print(f"warning: {text}", markup=False, style="yellow")
+
+    def fail(self, error: AtelierError) -> None:
+        """One line that says what is wrong and what to do."""
+        if self.json:
+            violations = [{"field": v.field, "description": v.description} for v in error.violations]
+            content = {"status": error.status.name, "reason": error.reason, "message": error.message, "violations": violations}
+            self.err.print(json.dumps({"error": content}, ensure_ascii=False), markup=False)
+        else:
+            self.err.print(f"error: {' '.join(error.message.split())}", markup=False, style="red")
+
+
+def session_of(context: typer.Context) -> Session:
+    """The session of a command."""
+    assert isinstance(context.obj, Session)
+    return context.obj
+
+
+def as_json(content: Message | Mapping[str, Any]) -> Any:
+    """Messages with the fields' proto names."""
+    if isinstance(content, Message):
+        return json_format.MessageToDict(content, preserving_proto_field_name=True)
+    return {name: as_json(value) if isinstance(value, (Message, Mapping)) else value for name, value in content.items()}
+
+
+def read_token(path: Path) -> str:
+    """The token in a file."""
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise invalid_field("--token-file", f"cannot read {path}: {error.strerror}") from error

@@ -1,0 +1,101 @@
+"""What a job made, as files of this machine: where the training scripts would have written it."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from atelier.client.client import Client
+from atelier.client.job_service import outputs
+from atelier.v1 import job_pb2
+
+RESULTS = ("lora", "model")
+NOTE = "atelier.json"
+"""A file in the output folder that says which job writes there, so that it can be watched and resumed by the folder alone."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """What `NOTE` holds: the job, and where its class pictures go (empty: nowhere)."""
+
+    job: str
+    class_data_dir: str = ""
+
+    def write(self, folder: Path) -> None:
+        """Leaves the note in the output folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / NOTE).write_text(json.dumps({"job": self.job, "class_data_dir": self.class_data_dir}, indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Note | None:
+        """The note of an output folder, if there is one."""
+        path = folder / NOTE
+        if not path.is_file():
+            return None
+        content = json.loads(path.read_text())
+        return cls(job=content["job"], class_data_dir=content["class_data_dir"])
+
+
+def fetch_training(client: Client, job: job_pb2.Job, folder: Path, *, logging_dir: str = "logs", progress: Progress | None = None) -> None:
+    """Writes a run's result and its TensorBoard events into the output folder, as the scripts do."""
+    made = outputs(job)
+    for role in RESULTS:
+        if role in made:
+            client.artifacts.download(made[role], folder, progress=progress)
+    if "run" in made:
+        record = client.artifacts.get(made["run"])
+        for file in record.files:
+            if file.path.startswith("logs/"):
+                target = folder / logging_dir / file.path.removeprefix("logs/")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(client.artifacts.read(record.name, file.path))
+
+
+def fetch_class_pictures(client: Client, job: job_pb2.Job, folder: Path) -> int:
+    """Adds the class pictures that the job made to a folder; says how many. What is there is left as it is."""
+    made = outputs(job).get("class_pictures")
+    if made is None:
+        return 0
+    added = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        client.artifacts.download(made, Path(scratch))
+        for path in sorted(Path(scratch).iterdir()):
+            added += _add(path, folder)
+    return added
+
+
+def fetch_file(client: Client, artifact: str, target: Path, *, progress: Progress | None = None) -> Path:
+    """Writes an artifact to where people asked for: its one tensor file as `target` when that is named as a file, else into the folder."""
+    if target.suffix != ".safetensors":
+        client.artifacts.download(artifact, target, progress=progress)
+        return target
+    with tempfile.TemporaryDirectory(dir=_existing(target.parent)) as scratch:
+        client.artifacts.download(artifact, Path(scratch), progress=progress)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(next(Path(scratch).rglob("*.safetensors")), target)
+    return target
+
+
+def _add(path: Path, folder: Path) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / path.name
+    number = 1
+    while target.exists():
+        if filecmp.cmp(path, target, shallow=False):
+            return 0
+        target = folder / f"{path.stem}-{number}{path.suffix}"
+        number += 1
+    shutil.copyfile(path, target)
+    return 1
+
+
+def _existing(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

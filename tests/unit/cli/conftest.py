@@ -1,0 +1,8 @@
+"""The fake lies beside the tests of the client."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "client"))
