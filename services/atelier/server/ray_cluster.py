@@ -41,7 +41,7 @@ class RayCluster:
         return self._call("GET", None)
 
     def _call(self, method: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        request = urllib.request.Request(  # noqa: S310 - the dashboard's address is ours
+        request = urllib.request.Request(
             f"{self.dashboard}/api/serve/applications/",
             method=method,
             data=json.dumps(body).encode() if body is not None else None,
@@ -54,12 +54,12 @@ class RayCluster:
 
 
 @asynccontextmanager
-async def local_ray(*, logs: Path, labels: dict[str, str], num_cpus: int) -> AsyncIterator[RayCluster]:
+async def local_ray(*, logs: Path, labels: dict[str, str], num_cpus: int, grpc_port: int) -> AsyncIterator[RayCluster]:
     """Starts a Ray node and ends it with the block; when this process dies in any other way, the node ends as well.
 
     Raises RuntimeError, naming the log, when it does not come up.
     """
-    ports = _free_ports(8)
+    ports = _free_ports(7)
     # Sockets below it have paths of at most 107 bytes, so that it cannot lie in the data folder.
     folder = Path(tempfile.mkdtemp(prefix="atl-"))
     token = secrets.token_hex(32)
@@ -70,7 +70,7 @@ async def local_ray(*, logs: Path, labels: dict[str, str], num_cpus: int) -> Asy
             [sys.executable, "-m", "atelier.server.ray_node", *arguments],
             stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, cwd="/", env=_environment(token, folder),
         )  # fmt: skip
-    cluster = RayCluster(dashboard=f"http://127.0.0.1:{ports[1]}", token=token, grpc_port=ports[6], http_port=ports[7])
+    cluster = RayCluster(dashboard=f"http://127.0.0.1:{ports[1]}", token=token, grpc_port=grpc_port, http_port=ports[6])
     try:
         await _until_it_answers(cluster, process, logs / "ray.log")
         yield cluster
@@ -110,11 +110,8 @@ def _environment(token: str, folder: Path) -> dict[str, str]:
         "RAY_AUTH_TOKEN": token,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TMPDIR": str(folder),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        # Replicas use their own number of threads (replica_settings), not the one CPU that Ray counts.
-        "RAY_SERVE_LOG_TO_STDERR": "0",
     }
 
 

@@ -1,7 +1,7 @@
 """Keeps a private Ray node alive exactly as long as its owner: `python -m atelier.server.ray_node RAY_START_ARGUMENTS...`.
 
-Standard input is a pipe from the owner. When it closes, every process that came of this one is ended, whatever its group or session; other Ray
-nodes of the machine are left alone.
+Standard input is a pipe from the owner. When it closes, every process that came of this one is ended, whatever its group or session; other
+Ray nodes of the machine are left alone.
 """
 
 from __future__ import annotations

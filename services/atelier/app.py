@@ -1,0 +1,152 @@
+"""How Atelier is started: everything in one process (`up`), inside a command (`inside`), or one service as its own process (`serve`)."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from atelier.client.address import Address
+from atelier.errors import failed_precondition
+from atelier.settings import SERVICES, Settings
+
+RUN_FILE = "run.json"
+"""In the data folder while `atelier up` runs: its target and process id."""
+
+
+def running(data: Path) -> Address | None:
+    """The running `atelier up` of a data folder, if there is one."""
+    try:
+        content = json.loads((data / RUN_FILE).read_text())
+        os.kill(content["pid"], 0)
+        return Address(content["target"], (data / "keys" / "token").read_text().strip())
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def up(data: Path, *, listen: str = "", on_ready: Callable[[Address], None] = lambda address: None) -> None:
+    """Runs all services until SIGINT or SIGTERM. Raises FAILED_PRECONDITION when the folder is in use, OSError when the port is."""
+    settings = Settings(data=data, **({"listen": listen} if listen else {}))  # type: ignore[arg-type]
+    _run(settings, SERVICES, on_ready=on_ready, announce=True)
+
+
+def serve(service: str, *, on_ready: Callable[[Address], None] = lambda address: None) -> None:
+    """Runs one service until SIGINT or SIGTERM, with settings from the environment."""
+    _run(Settings(), [service], on_ready=on_ready, announce=False)
+
+
+@contextmanager
+def inside(data: Path, *, serving: bool = False) -> Iterator[Address]:
+    """All services inside this process for as long as the block lasts, Ray only when `serving`; workers then write a checkpoint and stop.
+
+    Raises FAILED_PRECONDITION when another process has the folder.
+    """
+    settings = Settings(data=data, listen="127.0.0.1:0", serving=serving)
+    ready: list[Address] = []
+    began, stop = threading.Event(), threading.Event()
+    failure: list[BaseException] = []
+
+    def tell(address: Address) -> None:
+        ready.append(address)
+        began.set()
+
+    def work() -> None:
+        try:
+            asyncio.run(_serve_until(settings, SERVICES, _await_thread(stop), tell))
+        except BaseException as error:
+            failure.append(error)
+        finally:
+            began.set()
+
+    with _locked(settings.data, SERVICES):
+        thread = threading.Thread(target=work, name="services")
+        thread.start()
+        began.wait()
+        try:
+            if failure:
+                raise failure[0]
+            yield ready[0]
+        finally:
+            stop.set()
+            thread.join()
+
+
+def _run(settings: Settings, services: Sequence[str], *, on_ready: Callable[[Address], None], announce: bool) -> None:
+    logs = settings.data / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(logs / f"{'atelier' if announce else services[0]}.log")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=[handler])
+    with _locked(settings.data, services):
+        run_file = settings.data / RUN_FILE
+
+        def ready(address: Address) -> None:
+            if announce:
+                run_file.write_text(json.dumps({"target": address.target, "pid": os.getpid()}))
+            on_ready(address)
+
+        try:
+            asyncio.run(_serve_until(settings, services, _await_signal, ready))
+        finally:
+            if announce:
+                run_file.unlink(missing_ok=True)
+
+
+async def _serve_until(settings: Settings, services: Sequence[str], wait: Callable[[], object], ready: Callable[[Address], object]) -> None:
+    from atelier.control import control
+
+    host = settings.listen.rpartition(":")[0]
+    async with control(settings, services, gpu=_gpu_label()) as running_control:
+        ready(Address(f"{host}:{running_control.port}", running_control.token))
+        await wait()  # type: ignore[misc]
+
+
+def _gpu_label() -> str:
+    """The product of this machine's GPU, `cpu` where there is none that can be used."""
+    from atelier.engines.detect import detect
+
+    try:
+        return detect().label
+    except ValueError:
+        return "cpu"
+
+
+async def _await_signal() -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()
+
+
+def _await_thread(stop: threading.Event) -> Callable[[], object]:
+    async def wait() -> None:
+        while not stop.is_set():
+            await asyncio.sleep(0.1)
+
+    return wait
+
+
+@contextmanager
+def _locked(data: Path, services: Sequence[str]) -> Iterator[None]:
+    """Holds the folder for these services, so that no two processes start the same jobs."""
+    data.mkdir(parents=True, exist_ok=True)
+    held = []
+    try:
+        for service in services:
+            held.append((data / f".{service}.lock").open("w"))
+            try:
+                fcntl.flock(held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                sentence = f"another atelier process works in {data}: use it (`--server`), or another folder (`--data`)"
+                raise failed_precondition("DATA_IN_USE", sentence) from None
+        yield
+    finally:
+        for one in held:
+            one.close()

@@ -1,0 +1,195 @@
+"""A control process: any of the four services, with ledger, store, workers and gateway, as one `with` block."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from atelier import base_model
+from atelier.artifacts.catalog import Catalog
+from atelier.artifacts.importing import examine
+from atelier.artifacts.manifest import File, Manifest, hash_file
+from atelier.artifacts.servicer import ArtifactsServicer
+from atelier.artifacts.signing import PUBLIC, Signer
+from atelier.artifacts.store import Spool, Store
+from atelier.compiler.servicer import CompilerServicer
+from atelier.converter.servicer import ConverterServicer
+from atelier.errors import AtelierError
+from atelier.jobs.attempts import AttemptsServicer, JobTokens
+from atelier.jobs.launcher import LocalLauncher
+from atelier.jobs.ledger import JobLedger
+from atelier.jobs.reconciler import Reconciler
+from atelier.jobs.servicer import JobsServicer
+from atelier.jobs.submission import Submission
+from atelier.ledger import Database
+from atelier.rpc import auth, server
+from atelier.rpc.interceptors import Authorize
+from atelier.rpc.server import Service
+from atelier.server.installation import POOL, Serving, ServingSettings
+from atelier.server.passing import PASSED, PassThrough
+from atelier.settings import Settings
+from atelier.trainer.servicer import TrainerServicer
+from atelier.v1 import (
+    artifact_pb2,
+    artifact_pb2_grpc,
+    attempt_pb2,
+    attempt_pb2_grpc,
+    compiler_pb2,
+    compiler_pb2_grpc,
+    converter_pb2,
+    converter_pb2_grpc,
+    job_pb2,
+    job_pb2_grpc,
+    trainer_pb2,
+    trainer_pb2_grpc,
+)
+
+TOKEN, INTERNAL_TOKEN = "token", "internal-token"
+"""Files below `keys/`: what clients send, and what the installation's own parts send each other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """A control process that answers on `port` of its host, for `token`."""
+
+    port: int
+    token: str
+
+
+@asynccontextmanager
+async def control(settings: Settings, services: Sequence[str], *, gpu: str) -> AsyncIterator[Control]:
+    """Runs `services` until the block ends: Ray ends first, then calls, then workers, after a checkpoint. `gpu`: the pool's label."""
+    keys = settings.data.absolute() / "keys"
+    token, internal_token = _secret(keys / TOKEN), _secret(keys / INTERNAL_TOKEN)
+    database = Database(settings.ledger_url)
+    catalog = Catalog(store=Store.open(settings.store_url), database=database, signer=Signer.open(keys))
+    await asyncio.to_thread(database.create_tables)
+    await asyncio.to_thread(_bring_base_model, catalog)
+    ledger, spool = JobLedger(database), Spool(settings.data / "spool")
+    tokens = JobTokens(internal_token.encode())
+    artifacts = ArtifactsServicer(catalog=catalog, spool=spool, import_roots=settings.import_roots, allow_download=settings.allow_download)
+    serving = _serving(settings, services, catalog, database, ledger, internal_token, gpu)
+    async with AsyncExitStack() as stack:
+        attempts = AttemptsServicer(ledger=ledger, catalog=catalog, spool=spool, tokens=tokens)
+        inner = [_attempts(attempts), _artifacts(artifacts), *(serving.internal if serving else ())]
+        internal = await stack.enter_async_context(
+            server.serving(settings.internal_listen, inner, authorize=_internal(internal_token), grace_seconds=2)
+        )
+        launcher = LocalLauncher(
+            environment={"ATELIER_ATTEMPTS": f"127.0.0.1:{internal.port}", "ATELIER_PUBLIC_KEY": str(keys / PUBLIC)},
+            token_of=tokens.token,
+            folder=settings.data.absolute() / "workers",
+            threads=settings.worker_threads,
+        )
+        own = [service for service in ("trainer", "converter", "compiler") if service in services]
+        reconciler = Reconciler(ledger=ledger, launcher=launcher, services=own, max_workers=settings.max_workers)
+        await stack.enter_async_context(reconciler.running())
+        passed = _passed(settings, services)
+        stack.push_async_callback(passed.close)
+        public = [_artifacts(artifacts), _jobs(JobsServicer(ledger=ledger, store=catalog.store))]
+        public += [*_job_services(own, catalog, ledger, reconciler, gpu), *(serving.public if serving else ())]
+        bound = await stack.enter_async_context(
+            server.serving(settings.listen, public, authorize=auth.bearer_token(token), handlers=[passed], reflected=passed.names)
+        )
+        if serving:
+            await stack.enter_async_context(serving.started(internal_port=internal.port, public_port=bound.port, token=token))
+        yield Control(port=bound.port, token=token)
+    database.close()
+
+
+def _secret(path: Path) -> str:
+    """A random secret in a file that its owner alone can read, made if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            stream.write(secrets.token_urlsafe(32))
+    except FileExistsError:
+        pass
+    return path.read_text().strip()
+
+
+def _bring_base_model(catalog: Catalog) -> None:
+    """Commits the model on board under its tag, once."""
+    try:
+        catalog.get(base_model.TAG)
+        return
+    except AtelierError:
+        found = examine(base_model.folder())
+    files = []
+    for name, path in found.files.items():
+        files.append(File(path=name, size=path.stat().st_size, sha256=hash_file(path)))
+        catalog.store.put_blob(path, files[-1])
+    catalog.commit(Manifest(kind=found.kind, files=tuple(files)), tags=[base_model.TAG])
+
+
+def _serving(
+    settings: Settings, services: Sequence[str], catalog: Catalog, database: Database, ledger: JobLedger, token: str, gpu: str
+) -> Serving | None:
+    if "server" not in services or not settings.serving:
+        return None
+    data = settings.data.absolute()
+    given = ServingSettings(
+        data=data,
+        internal_token=token,
+        public_key=data / "keys" / PUBLIC,
+        gpu=gpu,
+        store_url=catalog.store.url,
+        replica_threads=settings.replica_threads,
+    )
+    return Serving(given, catalog=catalog, database=database, ledger=ledger)
+
+
+def _internal(token: str) -> Authorize:
+    """On the internal port `Attempts` checks the token of its job by itself; everything else asks for the internal one."""
+    check = auth.bearer_token(token)
+
+    def authorize(method: str, metadata: Mapping[str, str]) -> None:
+        if not method.startswith("/atelier.v1.Attempts/"):
+            check(method, metadata)
+
+    return authorize
+
+
+def _passed(settings: Settings, services: Sequence[str]) -> PassThrough:
+    addresses = {name: getattr(settings, name.lower()) for name in PASSED if name.lower() not in services}
+    return PassThrough({name: address for name, address in addresses.items() if address})
+
+
+def _job_services(own: Sequence[str], catalog: Catalog, ledger: JobLedger, reconciler: Reconciler, gpu: str) -> list[Service]:
+    found = []
+    if "trainer" in own:
+        submission = Submission(ledger=ledger, service="trainer", wake=reconciler.wake)
+        trainer = TrainerServicer(submission=submission, catalog=catalog, ledger=ledger)
+        descriptor = trainer_pb2.DESCRIPTOR.services_by_name["Trainer"]
+        found.append(Service(descriptor=descriptor, add=trainer_pb2_grpc.add_TrainerServicer_to_server, servicer=trainer))
+    if "converter" in own:
+        submission = Submission(ledger=ledger, service="converter", wake=reconciler.wake)
+        converter = ConverterServicer(submission=submission, catalog=catalog)
+        descriptor = converter_pb2.DESCRIPTOR.services_by_name["Converter"]
+        found.append(Service(descriptor=descriptor, add=converter_pb2_grpc.add_ConverterServicer_to_server, servicer=converter))
+    if "compiler" in own:
+        submission = Submission(ledger=ledger, service="compiler", wake=reconciler.wake)
+        compiler = CompilerServicer(submission=submission, catalog=catalog, pools={POOL: gpu})
+        descriptor = compiler_pb2.DESCRIPTOR.services_by_name["Compiler"]
+        found.append(Service(descriptor=descriptor, add=compiler_pb2_grpc.add_CompilerServicer_to_server, servicer=compiler))
+    return found
+
+
+def _attempts(servicer: AttemptsServicer) -> Service:
+    descriptor = attempt_pb2.DESCRIPTOR.services_by_name["Attempts"]
+    return Service(descriptor=descriptor, add=attempt_pb2_grpc.add_AttemptsServicer_to_server, servicer=servicer)
+
+
+def _artifacts(servicer: ArtifactsServicer) -> Service:
+    descriptor = artifact_pb2.DESCRIPTOR.services_by_name["Artifacts"]
+    return Service(descriptor=descriptor, add=artifact_pb2_grpc.add_ArtifactsServicer_to_server, servicer=servicer)
+
+
+def _jobs(servicer: JobsServicer) -> Service:
+    descriptor = job_pb2.DESCRIPTOR.services_by_name["Jobs"]
+    return Service(descriptor=descriptor, add=job_pb2_grpc.add_JobsServicer_to_server, servicer=servicer)

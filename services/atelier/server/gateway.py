@@ -1,0 +1,155 @@
+"""The Images service: checks, completes and bounds requests, and passes them to the replicas behind Serve's gRPC proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from atelier.errors import AtelierError, Status, Violation, invalid, not_found, unavailable
+from atelier.rpc.channel import bearer
+from atelier.rpc.status import from_call
+from atelier.server.deployments import Deployment, DeploymentLedger
+from atelier.server.messages import SAMPLER_WORDS
+from atelier.server.pool import Pools
+from atelier.v1 import image_pb2, image_pb2_grpc, replica_pb2, replica_pb2_grpc, server_pb2
+
+DEFAULT_STEPS, DEFAULT_GUIDANCE = 20, 5.0
+MAX_SIDE, MAX_PROMPT, MAX_GUIDANCE = 2048, 4000, 50.0
+MULTIPLE = 64
+MAX_SECONDS = 600.0
+"""Deadline of a call that brings none."""
+
+
+class ImagesServicer(image_pb2_grpc.ImagesServicer):
+    """`channel` leads to Serve's gRPC proxy; `max_in_work` bounds the requests of this process."""
+
+    def __init__(
+        self, *, deployments: DeploymentLedger, pools: Pools, channel: grpc.aio.Channel, internal_token: str, max_in_work: int = 64
+    ) -> None:
+        self._deployments = deployments
+        self._pools = pools
+        self._sampling: Any = replica_pb2_grpc.SamplingStub(channel)
+        self._internal_token = internal_token
+        self._max_in_work = max_in_work
+        self._in_work = 0
+
+    async def Generate(self, request: image_pb2.GenerateRequest, context: Any) -> AsyncIterator[image_pb2.GenerateResponse]:  # type: ignore[override]
+        """Makes pictures."""
+        if self._in_work >= self._max_in_work:
+            sentence = f"{self._in_work} requests are in work: try again later"
+            raise AtelierError(Status.RESOURCE_EXHAUSTED, "OVERLOADED", sentence, retry_after_seconds=2.0)
+        self._in_work += 1
+        try:
+            deployment, sample = await asyncio.to_thread(self._prepare, request)
+            async for response in self._sample(deployment, sample, context):
+                yield response
+        finally:
+            self._in_work -= 1
+
+    async def _sample(
+        self, deployment: Deployment, sample: replica_pb2.SampleRequest, context: Any
+    ) -> AsyncIterator[image_pb2.GenerateResponse]:
+        """Passes the call on; once more when a replica or proxy was lost before a picture was sent."""
+        end = time.monotonic() + (context.time_remaining() or MAX_SECONDS)
+        metadata = (
+            *bearer(self._internal_token),
+            ("application", deployment.pool),
+            ("multiplexed_model_id", deployment.model),
+        )
+        for attempt in (1, 2):
+            sent = False
+            call = self._sampling.Sample(sample, metadata=metadata, timeout=end - time.monotonic())
+            try:
+                async for response in call:
+                    sent = sent or response.WhichOneof("part") == "image"
+                    yield response
+                return
+            except grpc.aio.AioRpcError as error:
+                found = _translate(error)
+                if found is not None:
+                    raise found from None
+                if sent or attempt == 2:
+                    raise unavailable("REPLICA_LOST", "the replica was lost: try again", retry_after_seconds=1.0) from None
+            finally:
+                call.cancel()
+
+    def _prepare(self, request: image_pb2.GenerateRequest) -> tuple[Deployment, replica_pb2.SampleRequest]:
+        deployment = self._deployment(request.deployment)
+        status = self._pools.status(deployment)
+        if status.state == server_pb2.DEPLOYMENT_STATE_FAILED:
+            raise AtelierError(Status.FAILED_PRECONDITION, "DEPLOYMENT_FAILED", f"{deployment.name} cannot answer: {status.message}")
+        if status.state != server_pb2.DEPLOYMENT_STATE_READY:
+            sentence = f"{deployment.name} is not ready: {status.message}"
+            raise unavailable("DEPLOYMENT_NOT_READY", sentence, retry_after_seconds=1.0)
+        width, height = self._pools.size(deployment.model)
+        complete = image_pb2.GenerateRequest()
+        complete.CopyFrom(request)
+        complete.deployment = deployment.name
+        complete.width, complete.height = request.width or width, request.height or height
+        complete.steps, complete.count = request.steps or DEFAULT_STEPS, request.count or 1
+        complete.sampler = request.sampler or image_pb2.SAMPLER_EULER
+        complete.guidance_scale = request.guidance_scale if request.HasField("guidance_scale") else DEFAULT_GUIDANCE
+        complete.seed = request.seed if request.HasField("seed") else secrets.randbits(32)
+        violations = check(complete, deployment)
+        if violations:
+            raise invalid(violations)
+        engines = [status.engine_artifact] if status.engine_artifact else []
+        return deployment, replica_pb2.SampleRequest(request=complete, model=f"artifacts/{deployment.model}", engines=engines)
+
+    def _deployment(self, name: str) -> Deployment:
+        if name:
+            return self._deployments.get(name if name.startswith("deployments/") else f"deployments/{name}")
+        found = self._deployments.all()
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            raise not_found("deployment", "", hint="make one: `atelier deploy MODEL --name NAME`")
+        names = ", ".join(deployment.name for deployment in found)
+        raise invalid([Violation("deployment", f"must be set where there is not exactly one; there are: {names}")])
+
+
+def check(request: image_pb2.GenerateRequest, deployment: Deployment) -> list[Violation]:
+    """Everything that is wrong with a complete request, at once."""
+    found = []
+    for name in ("width", "height"):
+        value = getattr(request, name)
+        if value % MULTIPLE or not MULTIPLE <= value <= MAX_SIDE:
+            found.append(Violation(name, f"must be a multiple of {MULTIPLE} between {MULTIPLE} and {MAX_SIDE}, got {value}"))
+    for name, most in (("steps", deployment.max_steps), ("count", deployment.max_count)):
+        value = getattr(request, name)
+        if not 1 <= value <= most:
+            found.append(Violation(name, f"must be between 1 and {most}, got {value}"))
+    if not math.isfinite(request.guidance_scale) or not 0 <= request.guidance_scale <= MAX_GUIDANCE:
+        found.append(Violation("guidance_scale", f"must be between 0 and {MAX_GUIDANCE:g}, got {request.guidance_scale}"))
+    for name in ("prompt", "negative_prompt"):
+        if len(getattr(request, name)) > MAX_PROMPT:
+            found.append(Violation(name, f"at most {MAX_PROMPT} characters, got {len(getattr(request, name))}"))
+    if not 0 <= request.preview_steps <= 1000:
+        found.append(Violation("preview_steps", f"must be between 0 and 1000, got {request.preview_steps}"))
+    if request.sampler not in SAMPLER_WORDS:
+        found.append(Violation("sampler", f"must be one of {', '.join(SAMPLER_WORDS.values())}"))
+    return found
+
+
+def _translate(error: grpc.aio.AioRpcError) -> AtelierError | None:
+    """The error for the client; None where a replica or proxy was lost, so that the call may be made once more."""
+    code = error.code()
+    ours = any(key == "grpc-status-details-bin" for key, _ in error.trailing_metadata() or ())
+    if ours:
+        return from_call(error)
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL):
+        return None
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        sentence = "all replicas are busy: try again later"
+        return AtelierError(Status.RESOURCE_EXHAUSTED, "OVERLOADED", sentence, retry_after_seconds=2.0)
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return AtelierError(Status.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the pictures were not ready before the call's deadline")
+    if code is grpc.StatusCode.NOT_FOUND:
+        return unavailable("POOL_NOT_READY", "the pool's application is not in place yet", retry_after_seconds=2.0)
+    return AtelierError(Status.INTERNAL, "REPLICA_FAILED", "the replica failed; its log has the reason")
