@@ -42,6 +42,7 @@ class OnDemand:
 def main() -> None:
     """Reads the environment and runs the command line."""
     from atelier.cli.command import run
+    from atelier.cli.following import INTERRUPTED
     from atelier.cli.session import Session, read_token
     from atelier.client.client import Client
     from atelier.settings import default_data
@@ -57,7 +58,13 @@ def main() -> None:
         server=environment.get("ATELIER_SERVER", ""),
         token=read_token(Path(token_file)) if token_file else environment.get("ATELIER_TOKEN", ""),
     )
-    sys.exit(run(sys.argv[1:], session))
+    code = run(sys.argv[1:], session)
+    if code == INTERRUPTED:
+        # After a second Ctrl-C the services inside this process may still be stopping; workers end with this process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

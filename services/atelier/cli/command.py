@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from atelier.cli import artifacts, compile, convert, deploy, generate, jobs, train, up
+from atelier.cli.following import INTERRUPTED
 from atelier.cli.session import Session, read_token, session_of
 from atelier.errors import AtelierError, Status
 
@@ -74,7 +75,7 @@ def run(arguments: Sequence[str], session: Session) -> int:
             session.fail(usage_error(error, arguments))
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        return 130
+        return INTERRUPTED
     return code if isinstance(code, int) else 0
 
 

@@ -51,7 +51,9 @@ def order(method: Method, given: Mapping[str, Any]) -> Order:
         left_out = tuple(name for name in PRIOR if given.get(name) is not None)
         if left_out:
             warnings.append(f"{', '.join('--' + name for name in left_out)}: ignored without --with_prior_preservation")
-    fields = {name: given[name] for name in fields_of(method) if given[name] not in (None, False) and name not in left_out}
+    # Not `in (None, False)`: --lr_warmup_steps=0 equals False, and means something.
+    named = [name for name in fields_of(method) if given[name] is not None and given[name] is not False]
+    fields = {name: given[name] for name in named if name not in left_out}
     request = trainer_pb2.TrainRequest(
         method=trainer_pb2.Method.Value(f"METHOD_{method}"),
         compile=trainer_pb2.TrainCompile.Value(f"TRAIN_COMPILE_{given['compile'].name}"),

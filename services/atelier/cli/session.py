@@ -92,7 +92,7 @@ class Session:
 
     def line(self, content: Message | Mapping[str, Any]) -> None:
         """A line of JSON."""
-        self.out.print(json.dumps(as_json(content), ensure_ascii=False), markup=False)
+        self.out.print(json.dumps(content, ensure_ascii=False, default=as_json), markup=False)
 
     def note(self, text: str) -> None:
         """A line for people; not a result."""
@@ -118,11 +118,10 @@ def session_of(context: typer.Context) -> Session:
     return context.obj
 
 
-def as_json(content: Message | Mapping[str, Any]) -> Any:
-    """Messages with the fields' proto names."""
-    if isinstance(content, Message):
-        return json_format.MessageToDict(content, preserving_proto_field_name=True)
-    return {name: as_json(value) if isinstance(value, (Message, Mapping)) else value for name, value in content.items()}
+def as_json(message: Message) -> dict[str, Any]:
+    """A message with the fields' proto names."""
+    content: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    return content
 
 
 def read_token(path: Path) -> str:
