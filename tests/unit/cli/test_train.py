@@ -24,7 +24,8 @@ LORA_OF_THE_GUIDE = """train dreambooth-lora --pretrained_model_name_or_path={m}
     --class_data_dir={m}/class --output_dir={m}/out --mixed_precision=fp16 --instance_prompt="a photo of az baby"
     --class_prompt="a photo of baby" --resolution=512 --train_batch_size=1 --gradient_accumulation_steps=1 --checkpointing_steps=100
     --learning_rate=1e-4 --report_to="wandb" --lr_scheduler="constant"
-    --lr_warmup_steps=0 --max_train_steps=1000 --validation_prompt="a photo of az baby in a bucket" --validation_epochs=50 --seed="0" --push_to_hub"""
+    --lr_warmup_steps=0 --max_train_steps=1000 --validation_prompt="a photo of az baby in a bucket"
+    --validation_epochs=50 --seed="0" --push_to_hub"""
 
 
 @pytest.fixture
