@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from atelier.engines.manifest import EngineManifest
@@ -22,6 +23,7 @@ from atelier.graphs.weights import check_weights
 
 PACKAGE_FILE = "model.pt2"
 INPUTS_FILE = "inputs.json"
+CONSTANTS_FILE = "constants.safetensors"
 OPTIONS: Mapping[str, Any] = {
     "aot_inductor.package_constants_in_so": False,
     # Else tensors of up to 8 elements are written into the code as numbers, and another model's are ignored without a word.
@@ -43,7 +45,10 @@ def build(program: Program, target: Path) -> None:
     with torch.no_grad():
         torch._inductor.aoti_compile_and_package(exported, package_path=str(package), inductor_configs=options)
     weights = {name: _layout(tensor) for name, tensor in exported.state_dict.items()}
-    _check_names(package, wanted=set(weights))
+    # What is no weight but a table, as the positions of a text encoder, is the engine's own.
+    constants = {name: tensor for name, tensor in exported.constants.items() if isinstance(tensor, Tensor)}
+    _check_names(package, wanted=weights.keys() | constants.keys())
+    save_file(constants, target / CONSTANTS_FILE)
     shapes = [list(example.shape[1:]) for example in program.inputs(2, program.dtype, torch.channels_last)]
     content = {"inputs": dict(zip(program.input_names, shapes, strict=True)), "prefix": program.prefix, "weights": weights}
     (target / INPUTS_FILE).write_text(json.dumps(content, indent=1) + "\n")
@@ -79,6 +84,7 @@ class InductorEngine:
         check_weights(own, {name: tuple(entry["shape"]) for name, entry in self._weights.items()})
         dtype = DTYPES[self.manifest.precision]
         fitted = {name: self._fit(own[name], entry["stride"], dtype) for name, entry in self._weights.items()}
+        fitted |= load_file(self._package.with_name(CONSTANTS_FILE), device=str(self._device))
         index = -1 if self._device.index is None else self._device.index
         package = torch._inductor.aoti_load_package(str(self._package), device_index=index)
         # Called without weights, a package takes the process down; no runner exists before this line.
