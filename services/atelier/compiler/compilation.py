@@ -69,7 +69,7 @@ def _compile(source: Source, target: Target, precision: Precision, folder: Path,
     unet: Any = load_unet(source.folder, device=device)
     weights, eager = dict(unet.named_parameters()), EagerRunner(unet)
     runner = engine.open(weights)
-    result = _verify(runner, eager, inputs, manifest)
+    result = verify(runner, eager, inputs, manifest)
     _enter("measuring", context)
     figures = _measure(engine, runner, eager, inputs, weights, context)
     return replace(manifest, parity=result.to_json(), benchmark=figures)
@@ -100,7 +100,8 @@ def _build(source: Source, manifest: EngineManifest, folder: Path, *, device: st
         raise errors.failed_precondition("BUILD_FAILED", f"{manifest.backend} cannot build this UNet: {error}") from error
 
 
-def _verify(runner: Runner, eager: Runner, inputs: Inputs, manifest: EngineManifest) -> parity.Parity:
+def verify(runner: Runner, eager: Runner, inputs: Inputs, manifest: EngineManifest) -> parity.Parity:
+    """How far an engine is off eager PyTorch. FAILED_PRECONDITION (PARITY_FAILED) with the figures where it is too far."""
     # Convolutions in TF32 would be off by more than fp32's bound.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         result = parity.compare(runner, eager, inputs=inputs, batch_sizes=manifest.profile.batch_sizes, precision=manifest.precision)

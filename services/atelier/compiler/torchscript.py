@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,9 @@ class _Loaded:
 def _trace(module: torch.nn.Module, inputs: Inputs, path: Path) -> tuple[int, ...]:
     """Traces for any batch; gives the batches that it is limited to (none)."""
     example = _example(module, inputs, TRACE_BATCH)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # It warns of every shape that became a constant; parity at several batches tells whether one mattered.
+        warnings.simplefilter("ignore", category=torch.jit.TracerWarning)
         traced = _jit.trace(module, example, strict=False, check_trace=False)
     _jit.save(traced, str(path))
     return ()
