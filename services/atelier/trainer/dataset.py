@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "MPO")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 80_000_000
 """Larger ones are refused before they are decoded."""
 
@@ -60,21 +60,26 @@ def read(folder: Path, *, resolution: int) -> Dataset:
 
 def open_picture(path: Path) -> Image.Image:
     """One picture as RGB: EXIF rotation applied, transparency on white. Raises ValueError that says why it cannot be read."""
+    Image.init()  # else Pillow knows its commonest formats only
     try:
-        with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
+        with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} is too large")
-            upright = ImageOps.exif_transpose(image)
-            if upright.has_transparency_data:
-                upright = upright.convert("RGBA")
-                white = Image.new("RGBA", upright.size, "white")
-                upright = Image.alpha_composite(white, upright)
-            return upright.convert("RGB")
+            with Image.open(path, formats=FORMATS) as image:
+                return _flatten(image)
     except UnidentifiedImageError:
         raise ValueError("not a picture") from None
     except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"damaged: {type(error).__name__}") from None
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width}x{image.height} is too large")
+    upright = ImageOps.exif_transpose(image)
+    if upright.has_transparency_data:
+        white = Image.new("RGBA", upright.size, "white")
+        upright = Image.alpha_composite(white, upright.convert("RGBA"))
+    return upright.convert("RGB")
 
 
 def crops(image: Image.Image, *, resolution: int, center: bool, positions: list[float]) -> list[Image.Image]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -91,14 +92,15 @@ def train(run: Run, context: JobContext) -> None:
 
 
 def save_checkpoint(run: Run, context: JobContext) -> None:
-    """Commits where the run is."""
-    if not run.accelerator.is_main_process:
+    """Commits where the run is, once."""
+    if not run.accelerator.is_main_process or run.step in context.checkpoints():
         return
     folder = Path(context.workdir) / f"checkpoint-{run.step}"
     progress = checkpoint.Progress(step=run.step, losses=run.losses, facts=run.facts)
     checkpoint.write(folder, trainable=run.trainable, optimizer=run.optimizer, ema=run.ema, progress=progress)
     limit = run.spec.checkpoints_total_limit or 0
     context.write_checkpoint(run.step, folder, keep_full=min(KEEP_FULL, limit or KEEP_FULL), keep_weights=limit)
+    shutil.rmtree(folder)
 
 
 def resume(run: Run, folder: Path) -> None:

@@ -109,7 +109,7 @@ def _class_pictures(
     key = f"{pictures.class_pictures_key(base=base.digest, **facts)}/{missing}"
     made = context.find(Kind.DATASET, key)
     if made is None:
-        folder = context.workdir / "class"
+        folder = context.workdir / f"class-{missing}"
         if accelerator.is_main_process:
             pictures.make_class_pictures(
                 model, folder, count=missing, batch_size=spec.sample_batch_size, dtype=_prior_dtype(spec, accelerator),

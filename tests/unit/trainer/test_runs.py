@@ -1,0 +1,169 @@
+"""Whole runs on a tiny random model, through the worker's own entry and a context over a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from atelier.artifacts.manifest import Kind
+from atelier.errors import AtelierError
+from atelier.graphs.random_model import write_random_model
+from atelier.jobs.context import FolderContext, Preempted
+from atelier.trainer.worker import execute
+from atelier.v1 import trainer_pb2
+
+LORA, FULL = trainer_pb2.METHOD_DREAMBOOTH_LORA, trainer_pb2.METHOD_DREAMBOOTH
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "model"
+    write_random_model(folder)
+    return folder
+
+
+def prepare(root: Path, base: Path, **fields: object) -> tuple[FolderContext, trainer_pb2.TrainRequest]:
+    context = FolderContext(root)
+    pictures = root / "pictures"
+    pictures.mkdir(exist_ok=True)
+    for index in range(3):
+        image = Image.new("RGB", (64 + 32 * index, 64), (80 * index, 40, 200))
+        image.paste("white", (10, 10, 30 + index, 30))
+        image.save(pictures / f"{index}.png")
+    request = trainer_pb2.TrainRequest(
+        method=LORA,
+        pretrained_model_name_or_path=context.add(Kind.MODEL, base),
+        instance_data_dir=context.add(Kind.DATASET, pictures),
+        instance_prompt="a sks emoji",
+        resolution=64,
+        train_batch_size=2,
+        max_train_steps=6,
+        checkpointing_steps=2,
+        learning_rate=1e-3,
+        lr_warmup_steps=0,
+        seed=1,
+    )
+    for name, value in fields.items():
+        setattr(request, name, value)
+    return context, request
+
+
+def result(context: FolderContext, role: str, file: str) -> dict[str, torch.Tensor]:
+    return load_file(context.artifact(context.outputs[role]).folder / file)
+
+
+PRIOR = {"with_prior_preservation": True, "class_prompt": "an emoji", "num_class_images": 3, "class_inference_steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("method", "role", "file", "extra"),
+    [
+        (LORA, "lora", "pytorch_lora_weights.safetensors", {"rank": 2, "lora_dropout": 0.1, "ema_decay": 0.9}),
+        (FULL, "model", "unet/diffusion_pytorch_model.safetensors", {"snr_gamma": 5.0, "lr_scheduler": "cosine", **PRIOR}),
+    ],
+)
+def test_a_run_that_made_room_ends_bit_for_bit_as_one_that_did_not(
+    tmp_path: Path, base: Path, method: int, role: str, file: str, extra: dict[str, object]
+) -> None:
+    context, request = prepare(tmp_path / "whole", base, method=method, **extra)
+    execute(request, context)
+    whole = result(context, role, file)
+
+    context, request = prepare(tmp_path / "cut", base, method=method, **extra)
+    context.preempt_at_step = 3
+    class_pictures = extra.get("num_class_images")
+    if class_pictures:  # the class pictures' progress counts to 3 too: let those pass
+        context.preempt_at_step = 4
+    with pytest.raises(Preempted):
+        execute(request, context)
+    assert context.checkpoints()
+    again = FolderContext(tmp_path / "cut")
+    execute(request, again)
+    assert any("goes on at step" in str(event.get("message")) for event in again.events)
+    resumed = result(again, role, file)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_finished_run_goes_on_with_more_steps_and_equals_one_long_run(tmp_path: Path, base: Path) -> None:
+    context, request = prepare(tmp_path, base)
+    execute(request, context)
+    longer = FolderContext(tmp_path, job="jobs/longer")
+    more = trainer_pb2.TrainRequest()
+    more.CopyFrom(request)
+    more.max_train_steps, more.resume_from_checkpoint = 9, "jobs/local"
+    execute(more, longer)
+    straight, request = prepare(tmp_path / "straight", base, max_train_steps=9)
+    execute(request, straight)
+    one, other = (result(c, "lora", "pytorch_lora_weights.safetensors") for c in (longer, straight))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_an_earlier_checkpoint_is_promoted(tmp_path: Path, base: Path) -> None:
+    context, request = prepare(tmp_path, base, checkpoints_total_limit=10)
+    execute(request, context)
+    promoted = FolderContext(tmp_path, job="jobs/promoted")
+    request.resume_from_checkpoint, request.max_train_steps = "jobs/local/checkpoint-2", 2
+    execute(request, promoted)
+    short, request = prepare(tmp_path / "short", base, max_train_steps=2)
+    execute(request, short)
+    one, other = (result(c, "lora", "pytorch_lora_weights.safetensors") for c in (promoted, short))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_class_pictures_are_made_once_and_only_those_that_are_missing(tmp_path: Path, base: Path) -> None:
+    context, request = prepare(tmp_path, base, **PRIOR, max_train_steps=1)
+    execute(request, context)
+    made = context.outputs["class_pictures"]
+    assert len(context.artifact(made).manifest.files) == 3
+    again = FolderContext(tmp_path)
+    again.job = "jobs/again"
+    execute(request, again)
+    assert again.outputs["class_pictures"] == made
+    assert not [event for event in again.events if event.get("phase") == "class pictures"]
+    given = FolderContext(tmp_path, job="jobs/given")
+    request.class_data_dir, request.num_class_images = made, 5
+    execute(request, given)
+    assert len(given.artifact(given.outputs["class_pictures"]).manifest.files) == 2
+
+
+def test_a_bad_picture_fails_the_job_naming_it(tmp_path: Path, base: Path) -> None:
+    context, request = prepare(tmp_path, base)
+    (tmp_path / "pictures" / "bad.png").write_text("no picture")
+    request.instance_data_dir = context.add(Kind.DATASET, tmp_path / "pictures")
+    with pytest.raises(AtelierError, match=r"bad\.png"):
+        execute(request, context)
+
+
+def test_the_lora_loads_in_diffusers_and_changes_the_unet_as_trained(tmp_path: Path, base: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    from atelier.graphs.model import load_model
+    from atelier.trainer import dreambooth_lora
+    from atelier.trainer.requests import to_spec
+
+    context, request = prepare(tmp_path, base, rank=2, lora_layers="all", lora_alpha=4.0)
+    execute(request, context)
+    folder = context.artifact(context.outputs["lora"]).folder
+    pipeline = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
+    pipeline.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors")
+    # The trained form: the last checkpoint's weights in peft's own adapters, alpha and all.
+    model = load_model(base)
+    trainable = dreambooth_lora.prepare(model.unet, to_spec(request)[0])
+    found = context.read_checkpoint()
+    assert found
+    saved = load_file(found[1] / "weights" / "trainable.safetensors")
+    with torch.no_grad():
+        for name, tensor in saved.items():
+            trainable[name].copy_(tensor)
+    sample, steps, text = torch.randn(2, 4, 8, 8), torch.tensor([10, 500]), torch.randn(2, 77, 32)
+    with torch.no_grad():
+        ours = model.unet.eval()(sample, steps, text, return_dict=False)[0]
+        theirs = pipeline.unet.eval()(sample, steps, text, return_dict=False)[0]
+        plain = load_model(base).unet(sample, steps, text, return_dict=False)[0]
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    assert not torch.allclose(ours, plain, atol=1e-4)
