@@ -72,7 +72,7 @@ def _trace(module: torch.nn.Module, inputs: Inputs, path: Path) -> tuple[int, ..
     example = _example(module, inputs, TRACE_BATCH)
     with torch.no_grad(), warnings.catch_warnings():
         # It warns of every shape that became a constant; parity at several batches tells whether one mattered.
-        warnings.simplefilter("ignore", category=torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", category=_jit.TracerWarning)
         traced = _jit.trace(module, example, strict=False, check_trace=False)
     _jit.save(traced, str(path))
     return ()
