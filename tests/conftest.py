@@ -6,3 +6,4 @@ import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent / "unit" / "jobs"))
+sys.path.append(str(Path(__file__).parent / "pipeline"))

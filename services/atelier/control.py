@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from atelier import base_model
 from atelier.artifacts.catalog import Catalog
@@ -30,6 +27,7 @@ from atelier.ledger import Database
 from atelier.rpc import auth, server
 from atelier.rpc.interceptors import Authorize
 from atelier.rpc.server import Service
+from atelier.secret import read_or_make
 from atelier.server.installation import POOL, Serving, ServingSettings
 from atelier.server.passing import PASSED, PassThrough
 from atelier.settings import Settings
@@ -65,7 +63,7 @@ class Control:
 async def control(settings: Settings, services: Sequence[str], *, gpu: str) -> AsyncIterator[Control]:
     """Runs `services` until the block ends: Ray ends first, then calls, then workers, after a checkpoint. `gpu`: the pool's label."""
     keys = settings.data.absolute() / "keys"
-    token, internal_token = _secret(keys / TOKEN), _secret(keys / INTERNAL_TOKEN)
+    token, internal_token = (read_or_make(keys / name).decode() for name in (TOKEN, INTERNAL_TOKEN))
     database = Database(settings.ledger_url)
     catalog = Catalog(store=Store.open(settings.store_url), database=database, signer=Signer.open(keys))
     await asyncio.to_thread(database.create_tables)
@@ -100,17 +98,6 @@ async def control(settings: Settings, services: Sequence[str], *, gpu: str) -> A
             await stack.enter_async_context(serving.started(internal_port=internal.port, public_port=bound.port, token=token))
         yield Control(port=bound.port, token=token)
     database.close()
-
-
-def _secret(path: Path) -> str:
-    """A random secret in a file that its owner alone can read, made if it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-            stream.write(secrets.token_urlsafe(32))
-    except FileExistsError:
-        pass
-    return path.read_text().strip()
 
 
 def _bring_base_model(catalog: Catalog) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from atelier.errors import failed_precondition
+from atelier.secret import read_or_make
 
 PRIVATE, PUBLIC = "signing.pem", "signing.pub"
 
@@ -30,16 +30,11 @@ class Signer:
     @classmethod
     def open(cls, folder: Path) -> Signer:
         """The key pair in `folder` (`signing.pem`, mode 0600, and `signing.pub`), made if it is missing."""
-        private = folder / PRIVATE
-        if not private.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            key = Ed25519PrivateKey.generate()
-            pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-            with os.fdopen(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-                stream.write(pem)
-            (folder / PUBLIC).write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-        loaded = load_pem_private_key(private.read_bytes(), None)
-        assert isinstance(loaded, Ed25519PrivateKey), f"{private} holds another kind of key"
+        pem = read_or_make(folder / PRIVATE, _new_key)
+        loaded = load_pem_private_key(pem, None)
+        assert isinstance(loaded, Ed25519PrivateKey), f"{folder / PRIVATE} holds another kind of key"
+        public = loaded.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        read_or_make(folder / PUBLIC, lambda: public)
         return cls(loaded)
 
     def sign(self, digest: str) -> bytes:
@@ -67,3 +62,7 @@ class Verifier:
         except InvalidSignature:
             sentence = f"artifacts/{digest} was not built and signed by this installation: compile it here"
             raise failed_precondition("NOT_SIGNED_HERE", sentence, artifact=digest) from None
+
+
+def _new_key() -> bytes:
+    return Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -206,7 +206,7 @@ class StepLoop:
             png = request.weights.decode(picture.sampler.latents)[0]
             request.on_picture(picture.index, png, engine)
             self._live.remove(picture)
-            if all(p.sampler.done for p in request.pictures):
+            if not any(live.request is request for live in self._live):
                 request.on_end(None)
 
     def _fail(self, requests: Sequence[Request], error: Exception) -> None:

@@ -18,6 +18,9 @@ SAMPLERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 """Sampler -> diffusers' class, and what it is given beyond the model's scheduler config."""
 
+AS_PIPELINE: Mapping[str, Any] = {"clip_sample": False, "steps_offset": 1}
+"""What StableDiffusionPipeline sets in every scheduler's config, whatever it says."""
+
 
 class PictureSampler:
     """One picture on its way from noise. `latents` is [1, C, h, w], fp32."""
@@ -28,7 +31,7 @@ class PictureSampler:
         import diffusers
 
         kind, extra = SAMPLERS[name]
-        self._scheduler: Any = getattr(diffusers, kind).from_config(dict(config), **extra)
+        self._scheduler: Any = getattr(diffusers, kind).from_config({**config, **AS_PIPELINE}, **extra)
         self._scheduler.set_timesteps(num_steps, device=device)
         self._timesteps = self._scheduler.timesteps
         # The generator is on the CPU whatever the device, so that a seed gives the same picture everywhere.

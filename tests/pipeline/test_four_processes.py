@@ -1,0 +1,61 @@
+"""The main job with the four services as four processes, behind the server's one address: what Kubernetes runs."""
+
+from __future__ import annotations
+
+import io
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from processes import command, connect, free_port, until_healthy
+
+from atelier.client.client import Client
+from atelier.v1 import compiler_pb2, converter_pb2, image_pb2, job_pb2, server_pb2, trainer_pb2
+
+
+def done(client: Client, job: job_pb2.Job, role: str) -> str:
+    ended = client.jobs.wait(job.name)
+    assert ended.state == job_pb2.JOB_STATE_SUCCEEDED, ended.error
+    return next(output.artifact for output in ended.outputs if output.role == role)
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> object:
+    data = tmp_path_factory.mktemp("atelier")
+    ports = {service: free_port() for service in ("trainer", "converter", "compiler", "server")}
+    addresses = {f"ATELIER_{service.upper()}": f"127.0.0.1:{port}" for service, port in ports.items() if service != "server"}
+    with ExitStack() as stack:
+        for service, port in ports.items():
+            environment = {"ATELIER_DATA": str(data), "ATELIER_LISTEN": f"127.0.0.1:{port}", **(addresses if service == "server" else {})}
+            stack.enter_context(command(["serve", service], log=data / f"{service}.txt", environment=environment))
+        for service, port in ports.items():
+            until_healthy(port, log=data / f"{service}.txt")
+        yield stack.enter_context(connect(ports["server"], data))
+
+
+def test_pictures_become_a_picture(client: Client, tmp_path: Path) -> None:
+    for index in range(3):
+        Image.new("RGB", (128, 128), (90 * index, 20, 200)).save(tmp_path / f"{index}.png")
+    pictures = client.artifacts.upload(tmp_path, tags=["pictures"])
+    train = trainer_pb2.TrainRequest(
+        method=trainer_pb2.METHOD_DREAMBOOTH_LORA, pretrained_model_name_or_path="base", instance_data_dir=pictures.name,
+        instance_prompt="a sks emoji", resolution=128, train_batch_size=1, max_train_steps=2, lr_warmup_steps=0, tags=["az"],
+    )  # fmt: skip
+    lora = done(client, client.train(train), "lora")
+    webui = done(client, client.convert(converter_pb2.ConvertRequest(source="az", to=converter_pb2.FORMAT_LORA_WEBUI)), "lora")
+    merge = converter_pb2.MergeRequest(base="base", loras=[converter_pb2.LoraRatio(lora=webui, ratio=1.0)])
+    model = done(client, client.merge(merge), "model")
+    compiled = compiler_pb2.CompileRequest(model=model, profile=compiler_pb2.ShapeProfile(batch_sizes=[2]))
+    engine = done(client, client.compile(compiled), "engine")
+    client.deployments.create("az", server_pb2.Deployment(model=model))
+    deployment = list(client.deployments.wait("az"))[-1]
+    pictures_made = [
+        m for m in client.generate(image_pb2.GenerateRequest(deployment="az", prompt="a sks emoji", steps=4, seed=1)) if hasattr(m, "png")
+    ]
+    assert Image.open(io.BytesIO(pictures_made[0].png)).size == (128, 128)
+    assert pictures_made[0].engine.startswith(engine)
+    assert deployment.model == model
+    # The lineage leads from the endpoint to the pictures.
+    sources = {s.role: s.artifact for name in (model, webui, lora) for s in client.artifacts.get(name).sources}
+    assert sources["dataset"] == pictures.name
