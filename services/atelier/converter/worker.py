@@ -11,7 +11,7 @@ from atelier.converter import legacy
 from atelier.errors import AtelierError, Status, invalid_field
 from atelier.formats import lora, merging, single_file
 from atelier.formats.lora import Naming
-from atelier.formats.tensorfile import TensorFile, write
+from atelier.formats.tensorfile import Report, TensorFile, write
 from atelier.graphs.files import weight_files
 from atelier.jobs.context import JobContext, LocalArtifact
 from atelier.v1 import converter_pb2
@@ -48,13 +48,13 @@ def _convert(request: converter_pb2.ConvertRequest, context: JobContext) -> None
     folder.mkdir()
     dtype = DTYPES[request.precision]
     sources = [Source(role="source", digest=source.digest)]
-    context.progress("converting", 0, 1)
+    report = _reporter(context, "converting")
     if request.to == converter_pb2.FORMAT_SINGLE_FILE:
-        single_file.from_diffusers(source.folder, folder / f"{request.file_name or 'model'}.safetensors", dtype=dtype)
+        single_file.from_diffusers(source.folder, folder / f"{request.file_name or 'model'}.safetensors", dtype=dtype, report=report)
         role, kind = "single_file", Kind.SINGLE_FILE
     elif request.to == converter_pb2.FORMAT_DIFFUSERS:
         config = context.artifact(request.config) if request.config else None
-        single_file.to_diffusers(_tensors(source), folder, config=config.folder if config else None, dtype=dtype)
+        single_file.to_diffusers(_tensors(source), folder, config=config.folder if config else None, dtype=dtype, report=report)
         sources += [Source(role="config", digest=config.digest)] if config else []
         role, kind = "model", Kind.MODEL
     else:
@@ -63,7 +63,6 @@ def _convert(request: converter_pb2.ConvertRequest, context: JobContext) -> None
         lora.save(_read_lora(source, context), folder / f"{name}.safetensors", naming)
         role, kind = "lora", Kind.LORA
     _carry_over(source, folder)
-    context.progress("converting", 1, 1)
     context.publish(role, kind, folder, sources=sources)
 
 
@@ -79,18 +78,18 @@ def _merge(request: converter_pb2.MergeRequest, context: JobContext) -> None:
     if base.manifest.kind is Kind.SINGLE_FILE:
         source = _tensors(base)
         target = folder / f"{request.file_name or f'lora-{source.stem}'}.safetensors"
-        with TensorFile(source) as opened:
-            modules = _original_modules(opened, loras)
-            _check_fit([opened], [modules], loras)
-            write(target, merging.merged(opened, loras, modules, dtype=dtype), {k: v for k, v in opened.metadata.items() if k != "format"})
+        opened = TensorFile(source)
+        modules = _original_modules(opened, loras)
+        _check_fit([opened], [modules], loras)
+        metadata = {k: v for k, v in opened.metadata.items() if k != "format"}
+        write(target, merging.merged(opened, loras, modules, dtype=dtype), metadata, report=_reporter(context, "merging"))
         role, kind = "single_file", Kind.SINGLE_FILE
     else:
         _merge_folder(base.folder, folder, loras, dtype=dtype, context=context)
         role, kind = "model", Kind.MODEL
     _carry_over(artifacts[-1] if artifacts else base, folder)
     sources = [Source(role="base", digest=base.digest), *(Source(role="lora", digest=artifact.digest) for artifact in artifacts)]
-    metadata = {"ratios": [item.ratio for item in request.loras]}
-    context.publish(role, kind, folder, sources=sources, metadata=metadata)
+    context.publish(role, kind, folder, sources=sources, metadata={"ratios": [item.ratio for item in request.loras]})
 
 
 def _merge_folder(base: Path, folder: Path, loras: list[merging.Weighted], *, dtype: str | None, context: JobContext) -> None:
@@ -98,11 +97,19 @@ def _merge_folder(base: Path, folder: Path, loras: list[merging.Weighted], *, dt
     modules = {path: {name: _module(part, name) for name in file.entries} for path, (file, part) in opened.items()}
     _check_fit([file for file, _ in opened.values()], list(modules.values()), loras)
     shutil.copytree(base, folder, ignore=lambda at, names: [n for n in names if Path(at, n) in opened])
-    for done, (path, (file, part)) in enumerate(opened.items()):
+    for path, (file, part) in opened.items():
+        outputs = merging.merged(file, loras, modules[path], dtype=dtype)
+        write(folder / path.relative_to(base), outputs, {}, report=_reporter(context, f"merging {part}"))
+
+
+def _reporter(context: JobContext, phase: str) -> Report:
+    """Says how many MiB of how many are written; a cancelled job stops between two pieces."""
+
+    def report(done: int, total: int) -> None:
         context.check_cancelled()
-        context.progress(f"merging {part}", done, len(opened))
-        write(folder / path.relative_to(base), merging.merged(file, loras, modules[path], dtype=dtype), {})
-        file.__exit__(None, None, None)
+        context.progress(f"{phase} (MiB)", done >> 20, max(total >> 20, 1))
+
+    return report
 
 
 def _check_fit(files: list[TensorFile], modules: list[dict[str, str]], loras: list[merging.Weighted]) -> None:

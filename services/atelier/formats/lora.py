@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from atelier.formats.tensorfile import Output, TensorFile, from_fp32, to_fp32, write
+from atelier.formats.floats import Buffer, from_fp32, to_fp32
+from atelier.formats.tensorfile import Output, TensorFile, write
 
 ADAPTER_METADATA = "lora_adapter_metadata"
 """Where diffusers keeps rank and alpha, as JSON with the component in front: `unet.r`, `unet.lora_alpha`."""
@@ -35,7 +36,7 @@ class Matrix:
 
     dtype: str
     shape: tuple[int, ...]
-    raw: bytes
+    raw: Buffer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,18 +93,18 @@ def read(path: Path) -> dict[str, Pair]:
     """The pairs of a LoRA file, by module. Raises ValueError naming every tensor that no rule maps."""
     found: dict[str, dict[str, Any]] = {}
     unknown = []
-    with TensorFile(path) as source:
-        naming = naming_of(source.entries)
-        for name, entry in source.entries.items():
-            place = _place(name, naming)
-            if place is None:
-                unknown.append(name)
-                continue
-            module, part = place
-            raw = source.raw(name)
-            value: Any = Matrix(dtype=entry.dtype, shape=entry.shape, raw=raw)
-            found.setdefault(module, {})[part] = float(to_fp32(raw, entry.dtype)[0]) if part == "alpha" else value
-        metadata = _adapter_metadata(source, path)
+    source = TensorFile(path)
+    naming = naming_of(source.entries)
+    for name, entry in source.entries.items():
+        place = _place(name, naming)
+        if place is None:
+            unknown.append(name)
+            continue
+        module, part = place
+        raw = source.raw(name)
+        value: Any = Matrix(dtype=entry.dtype, shape=entry.shape, raw=raw)
+        found.setdefault(module, {})[part] = float(to_fp32(raw, entry.dtype)[0]) if part == "alpha" else value
+    metadata = _adapter_metadata(source, path)
     unknown += [module for module, parts in found.items() if not {"down", "up"} <= parts.keys()]
     if unknown:
         raise ValueError(f"no rule maps these tensors of the LoRA: {', '.join(sorted(unknown)[:10])}")
@@ -124,13 +125,13 @@ def save(pairs: Mapping[str, Pair], path: Path, naming: Naming) -> None:
         outputs += [_output(down, pair.down), _output(up, pair.up)]
         if alpha:
             value = from_fp32(np.array([pair.rank if pair.alpha is None else pair.alpha], dtype=np.float32), pair.down.dtype)
-            outputs.append(Output(name=alpha, dtype=pair.down.dtype, shape=(), produce=lambda value=value: value))  # type: ignore[misc]
+            outputs.append(_output(alpha, Matrix(dtype=pair.down.dtype, shape=(), raw=value)))
     ranks = {pair.rank for pair in pairs.values()}
     alphas = {pair.rank if pair.alpha is None else pair.alpha for pair in pairs.values()}
     metadata: dict[str, str] = {}
     if naming is Naming.WEBUI:
         metadata = {"ss_network_module": "networks.lora", "ss_network_dim": str(max(ranks)), "ss_network_alpha": f"{max(alphas):g}"}
-    else:
+    elif any(pair.scale != 1.0 for pair in pairs.values()):
         metadata = {ADAPTER_METADATA: json.dumps(_metadata_of(pairs))}
     write(path, outputs, metadata)
     if naming is Naming.PEFT:
@@ -194,7 +195,7 @@ def _names(module: str, naming: Naming) -> tuple[str, str, str]:
 
 
 def _output(name: str, matrix: Matrix) -> Output:
-    return Output(name=name, dtype=matrix.dtype, shape=matrix.shape, produce=lambda: matrix.raw)
+    return Output(name=name, dtype=matrix.dtype, shape=matrix.shape, pieces=lambda: [matrix.raw])
 
 
 def _adapter_metadata(source: TensorFile, path: Path) -> dict[str, Any]:
@@ -220,11 +221,14 @@ def _metadata_of(pairs: Mapping[str, Pair], *, prefix: bool = True) -> dict[str,
         own = {module.partition(".")[2]: pair for module, pair in pairs.items() if module.startswith(f"{component}.")}
         first = next(iter(own.values()))
         rank, alpha = first.rank, float(first.rank if first.alpha is None else first.alpha)
-        found: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "target_modules": sorted(own)}
-        ranks = {m: p.rank for m, p in own.items() if p.rank != rank}
         alphas = {m: float(p.rank if p.alpha is None else p.alpha) for m, p in own.items()}
-        found |= {"rank_pattern": ranks} if ranks else {}
-        different = {m: a for m, a in alphas.items() if a != alpha}
-        found |= {"alpha_pattern": different} if different else {}
+        # diffusers 0.35 fails where the patterns are not there, empty or not.
+        found: dict[str, Any] = {
+            "r": rank,
+            "lora_alpha": alpha,
+            "target_modules": sorted(own),
+            "rank_pattern": {m: p.rank for m, p in own.items() if p.rank != rank},
+            "alpha_pattern": {m: a for m, a in alphas.items() if a != alpha},
+        }
         content |= {f"{component}.{key}" if prefix else key: value for key, value in found.items()}
     return content

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from atelier.formats.floats import FLOATS, Buffer, from_fp32, to_fp32
 from atelier.formats.lora import Matrix, Pair
-from atelier.formats.tensorfile import FLOATS, Output, TensorFile, copied, from_fp32, to_fp32
+from atelier.formats.tensorfile import Output, TensorFile, copied
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +58,10 @@ def _merged(source: TensorFile, name: str, pairs: Sequence[tuple[Pair, float]], 
     entry = source.entries[name]
     wanted = dtype if dtype and entry.dtype in FLOATS else entry.dtype
 
-    def produce() -> bytes:
-        weight = source.array(name).copy()
+    def pieces() -> Iterator[Buffer]:
+        weight = source.array(name)
         for pair, ratio in pairs:
             weight += np.float32(ratio) * delta(pair).reshape(weight.shape)
-        return from_fp32(weight, wanted)
+        yield from_fp32(weight, wanted)
 
-    return Output(name=name, dtype=wanted, shape=entry.shape, produce=produce)
+    return Output(name=name, dtype=wanted, shape=entry.shape, pieces=pieces)

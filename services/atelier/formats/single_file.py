@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from atelier.formats.keys import TEXT, UNET, VAE, Names, dropped, unet_names, vae_names, vae_today
-from atelier.formats.tensorfile import Output, TensorFile, copied, write
+from atelier.formats.tensorfile import Output, Report, TensorFile, copied, write
 from atelier.graphs.files import weight_files
 
 TRAVELS = "atelier.files"
@@ -23,7 +23,7 @@ _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _CLIP_WIDTH = 768
 
 
-def from_diffusers(folder: Path, path: Path, *, dtype: str | None = None) -> None:
+def from_diffusers(folder: Path, path: Path, *, dtype: str | None = None, report: Report | None = None) -> None:
     """Writes the model in `folder` as one file. `dtype`: F16, BF16 or F32, else as they are. ValueError names tensors that no rule maps."""
     sources = {part: [TensorFile(p) for p in weight_files(folder, part)] for part in _WEIGHTS}
     outputs: list[Output] = []
@@ -48,39 +48,36 @@ def from_diffusers(folder: Path, path: Path, *, dtype: str | None = None) -> Non
     }
     if not _is_sd1(folder):
         metadata[TRAVELS] = json.dumps(_travelling(folder))
-    write(path, outputs, metadata)
-    for opened in sources.values():
-        for source in opened:
-            source.__exit__(None, None, None)
+    write(path, outputs, metadata, report=report)
 
 
-def to_diffusers(path: Path, folder: Path, *, config: Path | None = None, dtype: str | None = None) -> None:
+def to_diffusers(path: Path, folder: Path, *, config: Path | None = None, dtype: str | None = None, report: Report | None = None) -> None:
     """Writes the model in a single file as a folder.
 
     Configs come from `config` (a model's folder), from the file's metadata, or are SD 1.x's.
     Raises ValueError naming every tensor that no rule maps, or asking for `config` where the shapes are not SD 1.x's.
     """
-    with TensorFile(path) as source:
-        texts = _texts(source, config)
-        unet, vae = json.loads(texts["unet/config.json"]), json.loads(texts["vae/config.json"])
-        outputs: dict[str, list[Output]] = {part: [] for part in _WEIGHTS}
-        unknown = []
-        names = {"unet": (UNET, unet_names(unet)), "vae": (VAE, vae_names(vae))}
-        for name, entry in source.entries.items():
-            if dropped(name):
-                continue
-            part, new = _from_original(name, names)
-            if new is None:
-                unknown.append(name)
-                continue
-            flat = part == "vae" and ".attentions." in new and len(entry.shape) == 4
-            outputs[part].append(copied(source, name, new, shape=entry.shape[:2] if flat else None, dtype=dtype))
-        _refuse(unknown)
-        empty = [part for part, found in outputs.items() if not found]
-        if empty:
-            raise ValueError(f"this is no whole Stable Diffusion model: it has no {', '.join(empty)}")
-        for part, found in outputs.items():
-            write(folder / part / f"{_WEIGHTS[part]}.safetensors", found, {})
+    source = TensorFile(path)
+    texts = _texts(source, config)
+    unet, vae = json.loads(texts["unet/config.json"]), json.loads(texts["vae/config.json"])
+    outputs: dict[str, list[Output]] = {part: [] for part in _WEIGHTS}
+    unknown = []
+    names = {"unet": (UNET, unet_names(unet)), "vae": (VAE, vae_names(vae))}
+    for name, entry in source.entries.items():
+        if dropped(name):
+            continue
+        part, new = _from_original(name, names)
+        if new is None:
+            unknown.append(name)
+            continue
+        flat = part == "vae" and ".attentions." in new and len(entry.shape) == 4
+        outputs[part].append(copied(source, name, new, shape=entry.shape[:2] if flat else None, dtype=dtype))
+    _refuse(unknown)
+    empty = [part for part, found in outputs.items() if not found]
+    if empty:
+        raise ValueError(f"this is no whole Stable Diffusion model: it has no {', '.join(empty)}")
+    for part, found in outputs.items():
+        write(folder / part / f"{_WEIGHTS[part]}.safetensors", found, {}, report=report)
     for name, text in texts.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,5 @@ def save(base: Path, weights: Mapping[str, Tensor], folder: Path, *, spec: Train
         plain = f"unet.{name.replace('.default.', '.')}"
         scaled = tensor.detach() * scale if ".lora_B." in plain else tensor.detach()
         tensors[plain] = scaled.float().contiguous().cpu()
-    layers = ALL if spec.lora_layers == "all" else ATTENTION
-    adapter = {"unet.r": spec.rank, "unet.lora_alpha": spec.rank, "unet.target_modules": sorted(layers)}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / FILE, metadata={"format": "pt", "lora_adapter_metadata": json.dumps(adapter)})
+    save_file(tensors, folder / FILE, metadata={"format": "pt"})

@@ -74,11 +74,11 @@ def test_a_merge_equals_float64_and_copies_the_rest(path: Path, tmp_path: Path) 
     source = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
     pairs = {module: pair for module, pair in lora.read(path).items() if module.startswith("unet.")}
     weighted = [merging.Weighted(pairs=pairs, ratio=0.7), merging.Weighted(pairs=pairs, ratio=-0.2)]
-    with TensorFile(source) as opened:
-        modules = {name: f"unet.{name.removesuffix('.weight')}" for name in opened.entries}
-        shapes = {module: opened.entries[name].shape for name, module in modules.items() if name.endswith(".weight")}
-        assert merging.misfits(weighted, shapes) == []
-        write(tmp_path / "merged.safetensors", merging.merged(opened, weighted, modules, dtype="F32"), {})
+    opened = TensorFile(source)
+    modules = {name: f"unet.{name.removesuffix('.weight')}" for name in opened.entries}
+    shapes = {module: opened.entries[name].shape for name, module in modules.items() if name.endswith(".weight")}
+    assert merging.misfits(weighted, shapes) == []
+    write(tmp_path / "merged.safetensors", merging.merged(opened, weighted, modules, dtype="F32"), {})
     before, after = load_file(source), load_file(tmp_path / "merged.safetensors")
     for name, tensor in before.items():
         wanted = tensor.double()

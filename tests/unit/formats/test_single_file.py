@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from atelier import base_model
 from atelier.formats import single_file
+from atelier.formats.floats import from_fp32, to_fp32
 from atelier.formats.keys import unet_names, vae_names
-from atelier.formats.tensorfile import from_fp32, to_fp32
 
 PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
