@@ -118,7 +118,8 @@ the pictures below came over gRPC from that service.</p>
 <img src="before-after.png" alt="before and after">
 <h2>How alike</h2>
 <p>Likeness (0 to 1) of the pictures of "a sks emoji on a ... background", on backgrounds that were not trained on, to drawings of
-the subject and of other objects: the mean cosine of silhouette, edge directions and colours, background left out. Then prompts without the identifier.</p>
+the subject and of other objects: the mean cosine of silhouette, edge directions and colours, background left out.
+Then prompts without the identifier.</p>
 {_table(likeness_table(findings))}
 <h2>Loss</h2>
 <img src="loss.svg" alt="loss">

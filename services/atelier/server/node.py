@@ -23,6 +23,7 @@ from atelier.engines.manifest import EngineManifest
 from atelier.errors import AtelierError, Status, not_found
 from atelier.rpc.channel import channel
 from atelier.server.batching import Full, Request, StepLoop
+from atelier.server.memory import free_memory_bytes
 from atelier.server.messages import SAMPLER_WORDS, fingerprint_to_message
 from atelier.server.replica import Outbox
 from atelier.server.replica_settings import ReplicaSettings
@@ -183,7 +184,7 @@ class Node:
             replica=self._replica,
             fingerprint=fingerprint_to_message(self._fingerprint),
             models=models,
-            free_memory_bytes=_free_memory(self._device),
+            free_memory_bytes=free_memory_bytes(self._device),
             error=next(iter(self._errors.values()), ""),
         )
 
@@ -196,10 +197,3 @@ def _held(variant: Variant) -> replica_pb2.ReplicaModel:
     return replica_pb2.ReplicaModel(
         model=f"artifacts/{variant.name}", engine=engine, engine_artifact=f"artifacts/{compiled.digest}" if compiled else ""
     )
-
-
-def _free_memory(device: str) -> int:
-    if device == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024

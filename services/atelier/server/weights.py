@@ -18,6 +18,7 @@ from torch import Tensor
 from atelier.engines.eager import EagerRunner
 from atelier.engines.engine import Engine, Runner
 from atelier.graphs.model import Model, encode_prompt, load_model
+from atelier.server.memory import affordable, free_memory_bytes
 
 logger = logging.getLogger("atelier.replica")
 
@@ -132,8 +133,14 @@ class Variants:
         with self._binding:  # one at a time: it takes the cores from those who draw
             if self.get(variant.name) is not variant:
                 return
+            weights = variant.weights
+            each = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+            sizes = affordable(engine.profile.batch_sizes, each_bytes=each, free_bytes=free_memory_bytes(self._device))
+            if not sizes:
+                logger.info("%s stays in its open form: there is no memory for another copy of its weights", variant.name)
+                return
             try:
-                runner = engine.bind(variant.weights)
+                runner = engine.bind(weights, batch_sizes=sizes)
             except ValueError as error:
                 logger.warning("%s stays in its open form: %s", variant.name, error)
                 return
