@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ def examine(path: Path, kind: Kind | None = None) -> Found:
         return Found(kind=kind or Kind.MODEL, files=_model_files(path))
     tensors = [p for p in sorted(path.rglob("*.safetensors")) if p.is_file()]
     if len(tensors) == 1:
-        return _examine_file(tensors[0], kind)
+        found, preview = _examine_file(tensors[0], kind), tensors[0].with_name("preview.png")
+        return replace(found, files={**found.files, preview.name: preview}) if preview.is_file() else found
     files = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file() and not _hidden(p.relative_to(path))}
     pictures = {name: p for name, p in files.items() if sniff(p) is not Format.JSON}
     if not files:

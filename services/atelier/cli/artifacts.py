@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from atelier.artifacts.manifest import Kind
+from atelier.cli.export import export_to_webui
 from atelier.cli.lineage import draw, lineage_of
 from atelier.cli.session import session_of
 from atelier.client.artifact_service import kind_of
@@ -70,6 +71,19 @@ def download(
     with session.client() as client, session.transfers(f"downloading {name}") as told:
         artifact = client.artifacts.download(name, folder, progress=told)
     session.show(artifact, f"{folder}  {len(artifact.files)} files, {size_of(artifact.size_bytes)}")
+
+
+@app.command("export")
+def export(
+    context: typer.Context,
+    name: Name,
+    webui: Annotated[Path, typer.Option("--webui", metavar="DIR", help="WebUI's folder: gets models/Stable-diffusion or models/Lora.")],
+) -> None:
+    """Puts a model or LoRA where WebUI finds it, converted where that is needed, with its preview picture."""
+    session = session_of(context)
+    with session.client() as client:
+        written = [str(path) for path in export_to_webui(session, client, name, webui)]
+    session.show({"written": written}, "\n".join(written))
 
 
 @app.command("list")
