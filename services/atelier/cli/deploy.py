@@ -72,7 +72,8 @@ def deployments(context: typer.Context) -> None:
         return
     table = _table("NAME", "STATE", "ENGINE", "MODEL", "POOL", "MESSAGE")
     for one in found:
-        table.add_row(one.name, state_of(one), engine_of(one), one.model[:22], one.pool, one.message)
+        name, model, its_pool = (word.partition("/")[2] for word in (one.name, one.model, one.pool))
+        table.add_row(name, state_of(one), engine_of(one), model[:12], its_pool, one.message)
     session.out.print(table)
 
 
@@ -88,7 +89,7 @@ def pools(context: typer.Context) -> None:
     for pool in found:
         products = ", ".join(sorted({fingerprint.product for fingerprint in pool.fingerprints}))
         backends = ", ".join(sorted({f"{name} {version}" for f in pool.fingerprints for name, version in f.backends.items()}))
-        table.add_row(pool.name, pool.gpu, str(pool.replicas), products, backends, pool.message)
+        table.add_row(pool.name.partition("/")[2], pool.gpu, str(pool.replicas), products, backends, pool.message)
     session.out.print(table)
 
 

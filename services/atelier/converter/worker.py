@@ -107,7 +107,7 @@ def _reporter(context: JobContext, phase: str) -> Report:
 
     def report(done: int, total: int) -> None:
         context.check_cancelled()
-        context.progress(f"{phase} (MiB)", done >> 20, max(total >> 20, 1))
+        context.progress(f"{phase} (MiB)", -(-done >> 20), -(-total >> 20))
 
     return report
 

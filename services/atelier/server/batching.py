@@ -95,6 +95,7 @@ class StepLoop:
         self._served: dict[tuple[str, int, int], int] = {}
         self._ticks = 0
         self._tick_began: float | None = None
+        self._worked = time.monotonic()
         self.failed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="step-loop", daemon=True)
 
@@ -114,6 +115,10 @@ class StepLoop:
         except queue.Full:
             raise Full from None
 
+    def quiet_seconds(self) -> float:
+        """How long there has been nothing to do."""
+        return 0.0 if self._live else time.monotonic() - self._worked
+
     def overdue_seconds(self) -> float:
         """How long the running tick has lasted; 0 when none is running."""
         began = self._tick_began
@@ -128,6 +133,7 @@ class StepLoop:
                 self._drop_cancelled()
                 if self._live:
                     self._tick(self._choose())
+                self._worked = time.monotonic()
                 self._tick_began = None
 
     def _admit(self) -> bool:

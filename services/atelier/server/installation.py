@@ -20,6 +20,7 @@ from atelier.ledger import Database
 from atelier.rpc.channel import aio_channel, bearer
 from atelier.rpc.server import Service
 from atelier.rpc.status import from_call
+from atelier.server.changes import Changes
 from atelier.server.deployments import DeploymentLedger
 from atelier.server.gateway import ImagesServicer
 from atelier.server.pool import Pools
@@ -68,6 +69,7 @@ class Serving:
         self._deployments = DeploymentLedger(database)
         self._pools = Pools(deployments=self._deployments, catalog=catalog, labels={POOL: settings.gpu})
         self._catalog = catalog
+        self._changes = Changes()
         self._grpc_port = _free_port()
         self._channel = aio_channel(f"127.0.0.1:{self._grpc_port}")
 
@@ -92,7 +94,7 @@ class Serving:
     @property
     def internal(self) -> Sequence[Service]:
         """Replicas."""
-        servicer = ReplicasServicer(deployments=self._deployments, pools=self._pools)
+        servicer = ReplicasServicer(deployments=self._deployments, pools=self._pools, changes=self._changes)
         descriptor = replica_pb2.DESCRIPTOR.services_by_name["Replicas"]
         return [Service(descriptor=descriptor, add=replica_pb2_grpc.add_ReplicasServicer_to_server, servicer=servicer)]
 
@@ -134,6 +136,7 @@ class Serving:
         await self._channel.close()
 
     def _wake(self) -> None:
+        self._changes.notify()
         if self._reconciler is not None:
             self._reconciler.wake()
 

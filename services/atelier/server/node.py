@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -20,8 +22,9 @@ from atelier.engines.detect import detect
 from atelier.engines.engine import Engine
 from atelier.engines.engine import load as load_engine
 from atelier.engines.manifest import EngineManifest
-from atelier.errors import AtelierError, Status, not_found
+from atelier.errors import AtelierError, Status
 from atelier.rpc.channel import channel
+from atelier.rpc.status import from_call
 from atelier.server.batching import Full, Request, StepLoop
 from atelier.server.memory import free_memory_bytes
 from atelier.server.messages import SAMPLER_WORDS, fingerprint_to_message
@@ -30,7 +33,9 @@ from atelier.server.replica_settings import ReplicaSettings
 from atelier.server.weights import Variant, Variants
 from atelier.v1 import artifact_pb2, artifact_pb2_grpc, image_pb2, replica_pb2, replica_pb2_grpc, server_pb2
 
-REPORT_SECONDS = 10.0
+ANSWER_SECONDS = 20.0
+"""Within which the server answers a report."""
+RETRY_SECONDS = 2.0
 
 
 class Node:
@@ -50,13 +55,14 @@ class Node:
         self._reports = replica_pb2_grpc.ReplicasStub(self._channel)
         self._store = Store.open(settings.store_url) if settings.store_url else None
         self._verifier = Verifier.load(Path(settings.public_key))
-        self._variants = Variants(max_models=settings.max_models, device=self._device)
         self._engines: dict[str, Engine] = {}
         self._errors: dict[str, str] = {}
+        self._known: dict[str, replica_pb2.ReplicaModel] = {}
         self._fetching = threading.Lock()
-        self._changed = threading.Event()
+        self._woken = threading.Event()
         self._loop = StepLoop(device=self._device, max_waiting=settings.max_waiting)
         self._loop.start()
+        self._variants = Variants(quiet_seconds=self._loop.quiet_seconds, max_models=settings.max_models, device=self._device)
         threading.Thread(target=self._report_for_ever, name="report", daemon=True).start()
 
     def variant(self, model: str, engines: Sequence[str]) -> Variant:
@@ -110,7 +116,7 @@ class Node:
             if variant.compiled is not None and variant.compiled.digest == digest:
                 return
             try:
-                self._variants.attach(variant, digest, self._engine(digest), changed=self._changed.set)
+                self._variants.attach(variant, digest, self._engine(digest), changed=self._change)
                 return
             except (AtelierError, ValueError) as error:
                 self._errors[digest] = str(error)
@@ -131,7 +137,7 @@ class Node:
         try:
             record = self._artifacts.GetArtifact(artifact_pb2.GetArtifactRequest(name=f"artifacts/{digest}"))
         except grpc.RpcError as error:
-            raise not_found("artifact", digest) from error
+            raise from_call(error) from error
         folder = Path(self._settings.cache) / digest
         if folder.exists():
             return folder, record
@@ -146,47 +152,67 @@ class Node:
         part.rename(folder)
         return folder, record
 
-    def _report_for_ever(self) -> None:
-        while True:
-            try:
-                self._prepare(self._reports.Report(self._report(), timeout=10).models)
-            except grpc.RpcError as error:
-                self.logger.warning("cannot report: %s", error.code())
-            except Exception:
-                self.logger.exception("preparing a model failed")
-            self._changed.wait(REPORT_SECONDS)
-            self._changed.clear()
+    def _change(self) -> None:
+        self._woken.set()
 
-    def _prepare(self, wanted: Sequence[replica_pb2.WantedModel]) -> None:
-        for model in wanted:
-            digest = model.model.removeprefix("artifacts/")
-            variant = self._variants.get(digest)
-            current = variant.compiled.digest if variant and variant.compiled else ""
-            ready = variant is not None and (not model.engines or f"artifacts/{current}" in model.engines)
-            if ready or digest in self._errors:
+    def _report_for_ever(self) -> None:
+        """The server answers a report when it wants something new; what has changed here meanwhile is reported at once."""
+        seen = ""
+        while True:
+            woken = self._woken = threading.Event()
+            call = self._reports.Report.future(self._report(seen), timeout=ANSWER_SECONDS)
+            call.add_done_callback(partial(_wake, woken))
+            woken.wait()
+            if not call.done():
+                call.cancel()
                 continue
             try:
-                self.variant(model.model, list(model.engines))
-            except AtelierError as error:
-                self._errors[digest] = error.message
-            self._changed.set()
+                answer = call.result()
+                self._prepare(answer.models)
+                seen = answer.etag
+            except grpc.RpcError as error:
+                self.logger.warning("cannot report: %s", error.code())
+                time.sleep(RETRY_SECONDS)
+            except Exception:
+                self.logger.exception("preparing a model failed")
+                time.sleep(RETRY_SECONDS)
 
-    def _report(self) -> replica_pb2.ReportRequest:
-        models = [_held(variant) for variant in self._variants.held()]
-        held = {model.model for model in models}
-        models += [
-            replica_pb2.ReplicaModel(model=f"artifacts/{digest}", error=error)
-            for digest, error in self._errors.items()
-            if f"artifacts/{digest}" not in held
-        ]
+    def _prepare(self, wanted: Sequence[replica_pb2.WantedModel]) -> None:
+        """Loads what has not been loaded before. What has left for others since then comes back with the first call for it."""
+        for model in wanted:
+            digest = model.model.removeprefix("artifacts/")
+            variant = self._variants.get(digest, use=False)
+            known = self._known.get(model.model)
+            current = known.engine_artifact if variant is None and known else _engine_of(variant)
+            if digest in self._errors or (known and (not model.engines or current in model.engines)):
+                continue
+            try:
+                self._known[model.model] = _held(self.variant(model.model, list(model.engines)))
+            except AtelierError as error:
+                if error.status is Status.UNAVAILABLE:
+                    raise
+                self._errors[digest] = error.message
+            self._change()
+        names = {model.model for model in wanted}
+        self._known = {name: known for name, known in self._known.items() if name in names}
+
+    def _report(self, seen: str) -> replica_pb2.ReportRequest:
+        failed = {f"artifacts/{digest}": error for digest, error in self._errors.items()}
+        models = {name: replica_pb2.ReplicaModel(model=name, error=error) for name, error in failed.items()} | self._known
+        models |= {held.model: held for held in map(_held, self._variants.held())}
         return replica_pb2.ReportRequest(
             pool=f"pools/{self._settings.pool}",
             replica=self._replica,
             fingerprint=fingerprint_to_message(self._fingerprint),
-            models=models,
+            models=list(models.values()),
             free_memory_bytes=free_memory_bytes(self._device),
             error=next(iter(self._errors.values()), ""),
+            seen_etag=seen,
         )
+
+
+def _wake(event: threading.Event, _: object) -> None:
+    event.set()
 
 
 def _held(variant: Variant) -> replica_pb2.ReplicaModel:
@@ -194,6 +220,8 @@ def _held(variant: Variant) -> replica_pb2.ReplicaModel:
     engine = server_pb2.DEPLOYMENT_ENGINE_EAGER
     if compiled is not None:
         engine = server_pb2.DEPLOYMENT_ENGINE_BOUND if compiled.bound else server_pb2.DEPLOYMENT_ENGINE_COMPILED
-    return replica_pb2.ReplicaModel(
-        model=f"artifacts/{variant.name}", engine=engine, engine_artifact=f"artifacts/{compiled.digest}" if compiled else ""
-    )
+    return replica_pb2.ReplicaModel(model=f"artifacts/{variant.name}", engine=engine, engine_artifact=_engine_of(variant))
+
+
+def _engine_of(variant: Variant | None) -> str:
+    return f"artifacts/{variant.compiled.digest}" if variant and variant.compiled else ""

@@ -25,8 +25,8 @@ class ReplicaSettings:
     """The store, where the replica can reach it by itself."""
     threads: int = 0
     """Threads; 0: all cores."""
-    max_models: int = 4
-    """Models held at once."""
+    max_models: int = 8
+    """Most models held at once; fewer where memory is short."""
     max_waiting: int = 64
     """Requests that may wait."""
 

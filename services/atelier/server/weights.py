@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,12 @@ from atelier.server.memory import affordable, free_memory_bytes
 logger = logging.getLogger("atelier.replica")
 
 PREVIEW_PIXELS = 128
+BIND_QUIET_SECONDS = 2.0
+BIND_AT_LATEST_SECONDS = 60.0
+BOUND_BATCHES = 2
+"""Of the profile's batches the smallest so many are bound: batch 2 gained 1.7 times, 4 gained 1.4 and 8 only 1.2 (two cores, fp32)."""
+BOUND_COPY = 2.4
+"""Memory of a bound batch, measured, in sizes of the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +52,8 @@ class Variant:
         self.latent_channels = model.facts.latent_channels
         self.vae_scale_factor = model.facts.vae_scale_factor
         self.compiled: Compiled | None = None
+        parts: tuple[Any, ...] = (model.unet, model.vae, model.text_encoder)
+        self.size_bytes = sum(size_bytes(part.parameters()) for part in parts)
         self._eager = EagerRunner(model.unet)
         self._colours = _fit_colours(model)
 
@@ -85,9 +94,15 @@ class Variant:
 
 
 class Variants:
-    """The models held, by digest. `load` may be called from any thread; the step loop only reads."""
+    """The models held, by digest. `load` may be called from any thread; the step loop only reads.
 
-    def __init__(self, *, max_models: int = 4, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
+    `quiet_seconds` tells how long the device has had nothing to do: engines are bound when nobody draws, or would wait for long.
+    """
+
+    def __init__(
+        self, *, quiet_seconds: Callable[[], float], max_models: int = 8, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    ) -> None:
+        self._quiet_seconds = quiet_seconds
         self._held: OrderedDict[str, Variant] = OrderedDict()
         self._lock = threading.Lock()
         self._loading = threading.Lock()
@@ -96,10 +111,10 @@ class Variants:
         self._dtype = dtype
         self._device = device
 
-    def get(self, name: str) -> Variant | None:
+    def get(self, name: str, *, use: bool = True) -> Variant | None:
         """A model that is held; it counts as used."""
         with self._lock:
-            if name in self._held:
+            if use and name in self._held:
                 self._held.move_to_end(name)
             return self._held.get(name)
 
@@ -117,7 +132,7 @@ class Variants:
             variant = Variant(name, load_model(folder(), dtype=self._dtype, device=self._device))
             with self._lock:
                 self._held[name] = variant
-                while len(self._held) > self._max_models:
+                while len(self._held) > 1 and (len(self._held) > self._max_models or self._crowded(variant)):
                     gone, _ = self._held.popitem(last=False)
                     logger.info("let go of %s", gone)
             return variant
@@ -129,13 +144,21 @@ class Variants:
         if engine.can_bind:
             threading.Thread(target=self._bind, args=(variant, digest, engine, changed), name="bind", daemon=True).start()
 
+    def _crowded(self, newest: Variant) -> bool:
+        """Whether there would be no room for another one like the newest."""
+        return free_memory_bytes(self._device) < newest.size_bytes
+
     def _bind(self, variant: Variant, digest: str, engine: Engine, changed: Callable[[], None]) -> None:
-        with self._binding:  # one at a time: it takes the cores from those who draw
-            if self.get(variant.name) is not variant:
+        with self._binding:  # one at a time, and not at once: it takes the cores from those who draw
+            end = time.monotonic() + BIND_AT_LATEST_SECONDS
+            time.sleep(BIND_QUIET_SECONDS)
+            while self._quiet_seconds() < BIND_QUIET_SECONDS and time.monotonic() < end:
+                time.sleep(0.2)
+            if self.get(variant.name, use=False) is not variant:
                 return
             weights = variant.weights
-            each = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
-            sizes = affordable(engine.profile.batch_sizes, each_bytes=each, free_bytes=free_memory_bytes(self._device))
+            each = round(BOUND_COPY * size_bytes(weights.values()))
+            sizes = affordable(engine.profile.batch_sizes[:BOUND_BATCHES], each_bytes=each, free_bytes=free_memory_bytes(self._device))
             if not sizes:
                 logger.info("%s stays in its open form: there is no memory for another copy of its weights", variant.name)
                 return
@@ -146,6 +169,11 @@ class Variants:
                 return
         variant.compiled = Compiled(digest=digest, engine=engine, runner=runner, bound=True)
         changed()
+
+
+def size_bytes(tensors: Iterable[Tensor]) -> int:
+    """Memory that tensors take."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @torch.no_grad()

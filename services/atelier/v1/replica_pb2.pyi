@@ -32,6 +32,7 @@ class ReportRequest(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     FREE_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    SEEN_ETAG_FIELD_NUMBER: _builtins.int
     pool: _builtins.str
     """`pools/{id}`."""
     replica: _builtins.str
@@ -40,6 +41,8 @@ class ReportRequest(_message.Message):
     """Free memory of the device in bytes."""
     error: _builtins.str
     """Last error, empty when there is none."""
+    seen_etag: _builtins.str
+    """`etag` of the last answer; while it holds, the answer waits for a change, 10 seconds at most."""
     @_builtins.property
     def fingerprint(self) -> _server_pb2.Fingerprint:
         """What it is."""
@@ -57,10 +60,11 @@ class ReportRequest(_message.Message):
         models: _abc.Iterable[Global___ReplicaModel] | None = ...,
         free_memory_bytes: _builtins.int = ...,
         error: _builtins.str = ...,
+        seen_etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "fingerprint", b"fingerprint", "free_memory_bytes", b"free_memory_bytes", "models", b"models", "pool", b"pool", "replica", b"replica"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "fingerprint", b"fingerprint", "free_memory_bytes", b"free_memory_bytes", "models", b"models", "pool", b"pool", "replica", b"replica", "seen_etag", b"seen_etag"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -107,6 +111,9 @@ class ReportResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODELS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    etag: _builtins.str
+    """Changes with `models`."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___WantedModel]:
         """Models wanted, with their engines."""
@@ -115,10 +122,11 @@ class ReportResponse(_message.Message):
         self,
         *,
         models: _abc.Iterable[Global___WantedModel] | None = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "models", b"models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -48,7 +48,7 @@ class ReplicasServicer:
     """
 
     def Report(self, request, context):
-        """A replica tells what it holds, every 10 seconds and on change, and learns what it shall hold.
+        """A replica tells what it holds, every 10 seconds and on change, and learns what it shall hold as soon as that changes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,7 +35,7 @@ class ReplicasStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ReplicasAsyncStub: ...
     Report: _grpc.UnaryUnaryMultiCallable[_replica_pb2.ReportRequest, _replica_pb2.ReportResponse]
-    """A replica tells what it holds, every 10 seconds and on change, and learns what it shall hold."""
+    """A replica tells what it holds, every 10 seconds and on change, and learns what it shall hold as soon as that changes."""
 
 @_typing.type_check_only
 class ReplicasAsyncStub(ReplicasStub):
@@ -43,7 +43,7 @@ class ReplicasAsyncStub(ReplicasStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Report: _aio.UnaryUnaryMultiCallable[_replica_pb2.ReportRequest, _replica_pb2.ReportResponse]  # type: ignore[assignment]
-    """A replica tells what it holds, every 10 seconds and on change, and learns what it shall hold."""
+    """A replica tells what it holds, every 10 seconds and on change, and learns what it shall hold as soon as that changes."""
 
 class ReplicasServicer(metaclass=_abc_1.ABCMeta):
     """Internal, served by the server process for its replicas."""
@@ -54,7 +54,7 @@ class ReplicasServicer(metaclass=_abc_1.ABCMeta):
         request: _replica_pb2.ReportRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_replica_pb2.ReportResponse, _abc.Awaitable[_replica_pb2.ReportResponse]]:
-        """A replica tells what it holds, every 10 seconds and on change, and learns what it shall hold."""
+        """A replica tells what it holds, every 10 seconds and on change, and learns what it shall hold as soon as that changes."""
 
 def add_ReplicasServicer_to_server(servicer: ReplicasServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
