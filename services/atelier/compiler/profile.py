@@ -8,7 +8,7 @@ from atelier import errors
 from atelier.compiler.spec import CompileSpec
 from atelier.engines.fingerprint import Fingerprint
 from atelier.engines.manifest import Backend, EngineManifest, Precision
-from atelier.engines.profile import ShapeProfile
+from atelier.engines.profile import ShapeProfile, default_batch_sizes
 from atelier.graphs.facts import Facts
 
 DEFAULT_BACKENDS = {"cpu": (Backend.OPENVINO, Backend.INDUCTOR), "cuda": (Backend.INDUCTOR,)}
@@ -42,7 +42,9 @@ def resolve(spec: CompileSpec, *, facts: Facts, fingerprint: Fingerprint) -> Tar
     Raises INVALID_ARGUMENT for a size that the model cannot make, and FAILED_PRECONDITION (BACKEND_NOT_INSTALLED,
     PRECISION_NOT_SUPPORTED) for what this machine lacks.
     """
-    profile = ShapeProfile(width=spec.width or facts.width, height=spec.height or facts.height, batch_sizes=spec.batch_sizes)
+    width, height = spec.width or facts.width, spec.height or facts.height
+    batch_sizes = spec.batch_sizes or default_batch_sizes(device=fingerprint.device, width=width, height=height)
+    profile = ShapeProfile(width=width, height=height, batch_sizes=batch_sizes)
     for side, pixels in (("width", profile.width), ("height", profile.height)):
         if pixels % facts.picture_multiple:
             raise errors.invalid_field(f"profile.{side}", f"must be a multiple of {facts.picture_multiple} for this model, got {pixels}")

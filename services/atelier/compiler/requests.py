@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from atelier.compiler.spec import CompileSpec, Output
 from atelier.engines.manifest import Backend, Precision
-from atelier.engines.profile import DEFAULT_BATCH_SIZES
 from atelier.v1 import compiler_pb2
 
 
@@ -19,7 +18,7 @@ def to_spec(request: compiler_pb2.CompileRequest) -> CompileSpec:
         precision=Precision(precision) if request.precision else None,
         width=request.profile.width,
         height=request.profile.height,
-        batch_sizes=tuple(request.profile.batch_sizes) or DEFAULT_BATCH_SIZES,
+        batch_sizes=tuple(request.profile.batch_sizes),
         output=Output(output) if request.output else Output.ENGINE,
         force=request.force,
     )
@@ -33,8 +32,6 @@ def completed(request: compiler_pb2.CompileRequest, *, model: str, pool: str) ->
     full.ClearField("validate_only")
     full.model = model
     full.pool = f"pools/{pool}"
-    if not full.profile.batch_sizes:
-        full.profile.batch_sizes.extend(DEFAULT_BATCH_SIZES)
     if not full.output:
         full.output = compiler_pb2.COMPILE_OUTPUT_ENGINE
     return full

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from atelier.engines.manifest import Backend, Precision
-from atelier.engines.profile import DEFAULT_BATCH_SIZES, batch_sizes_problem, side_problem
+from atelier.engines.profile import batch_sizes_problem, side_problem
 from atelier.errors import Violation
 
 DEVICES = {Backend.OPENVINO: ("cpu",), Backend.TENSORRT: ("cuda",), Backend.INDUCTOR: ("cpu", "cuda")}
@@ -25,14 +25,14 @@ class Output(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class CompileSpec:
-    """One compilation. None and 0 stand for what only the worker can know: its device's default, the model's own size."""
+    """One compilation. None, 0 and () stand for what only the worker can know: its device's defaults, the model's own size."""
 
     model: str
     backend: Backend | None = None
     precision: Precision | None = None
     width: int = 0
     height: int = 0
-    batch_sizes: tuple[int, ...] = DEFAULT_BATCH_SIZES
+    batch_sizes: tuple[int, ...] = ()
     output: Output = Output.ENGINE
     force: bool = False
 
@@ -43,7 +43,7 @@ def violations(spec: CompileSpec, *, device: str) -> list[Violation]:
     for side, pixels in (("width", spec.width), ("height", spec.height)):
         if pixels and (problem := side_problem(pixels)):
             found.append(Violation(f"profile.{side}", problem))
-    if problem := batch_sizes_problem(spec.batch_sizes):
+    if spec.batch_sizes and (problem := batch_sizes_problem(spec.batch_sizes)):
         found.append(Violation("profile.batch_sizes", problem))
     if spec.backend and device not in DEVICES[spec.backend]:
         there = [str(backend) for backend, devices in DEVICES.items() if device in devices]
@@ -67,7 +67,7 @@ def plan(spec: CompileSpec, *, pool: str) -> list[str]:
         return [f"the UNet of {spec.model} as TorchScript with its weights, traced on pools/{pool}{also}", size]
     return [
         f"the UNet of {spec.model}, compiled for pools/{pool} with {backend} in {precision}",
-        f"{size}, batches {_listed(spec.batch_sizes)}",
+        f"{size}, {f'batches {_listed(spec.batch_sizes)}' if spec.batch_sizes else 'the usual batches for such a size'}",
         "compared with eager PyTorch at four timesteps, and measured, before it is published",
         "anew, although there may be such an engine" if spec.force else "an engine that is there already for all this is the result",
     ]

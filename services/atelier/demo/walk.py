@@ -53,7 +53,9 @@ class Walk:
             drawings.write_training_pictures(self.folder / "pictures", identifier=IDENTIFIER)
             pictures = self.client.artifacts.upload(self.folder / "pictures", kind=Kind.DATASET, tags=[SUBJECT]).name
         with self.step("compile the graph (once for every fine-tune)"):
-            self.job(self.client.compile(compiler_pb2.CompileRequest(model="base")))
+            self.job(
+                self.client.compile(compiler_pb2.CompileRequest(model="base", profile=compiler_pb2.ShapeProfile(batch_sizes=[2, 4, 8])))
+            )
         with self.step("deploy the model on board, and ask it for the subject"):
             self.deploy("before", "base")
             self.generate("before")

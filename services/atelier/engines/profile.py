@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-DEFAULT_BATCH_SIZES = (2, 4, 8)
-"""UNet batches: guidance doubles a picture, so these are one, two and four pictures."""
+DEFAULT_BATCH_SIZES = (2, 4, 8, 16)
+"""UNet batches: guidance doubles a picture, so these are one to eight pictures."""
+LARGE_BATCH_SIZES = (2, 4)
+"""The same for large pictures on a CPU, where every batch takes gigabytes."""
+LARGE_PIXELS = 256 * 256
 MAX_BATCH_SIZE = 62
 """diffusers' UNet takes another path from a batch of 64 on, and an exported one ends at 63."""
 PICTURE_MULTIPLE = 64
@@ -48,6 +51,11 @@ class ShapeProfile:
     def from_json(cls, content: Mapping[str, Any]) -> ShapeProfile:
         """Reads what `to_json` wrote."""
         return cls(width=content["width"], height=content["height"], batch_sizes=tuple(content["batch_sizes"]))
+
+
+def default_batch_sizes(*, device: str, width: int, height: int) -> tuple[int, ...]:
+    """The batches for pictures of this size on a `cpu` or on `cuda`."""
+    return LARGE_BATCH_SIZES if device == "cpu" and width * height > LARGE_PIXELS else DEFAULT_BATCH_SIZES
 
 
 def side_problem(pixels: int) -> str:

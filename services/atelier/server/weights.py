@@ -26,8 +26,8 @@ logger = logging.getLogger("atelier.replica")
 PREVIEW_PIXELS = 128
 BIND_QUIET_SECONDS = 2.0
 BIND_AT_LATEST_SECONDS = 60.0
-BOUND_BATCHES = 2
-"""Of the profile's batches the smallest so many are bound: batch 2 gained 1.7 times, 4 gained 1.4 and 8 only 1.2 (two cores, fp32)."""
+BOUND_BATCHES = 3
+"""Of the profile's batches the smallest so many are bound: 2 gained 1.7 times, 4 gained 1.4, 8 gained 1.2 (two cores, fp32)."""
 BOUND_COPY = 2.4
 """Memory of a bound batch, measured, in sizes of the weights."""
 

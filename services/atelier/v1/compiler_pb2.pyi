@@ -114,7 +114,7 @@ class ShapeProfile(_message.Message):
     """Picture height in pixels, a multiple of 64; 0: the model's own size."""
     @_builtins.property
     def batch_sizes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """UNet batches, rising; guidance doubles a picture. Empty: 2, 4, 8."""
+        """UNet batches, rising; guidance doubles a picture. Empty: 2, 4, 8, 16; on a CPU for pictures beyond 256x256: 2, 4."""
 
     def __init__(
         self,

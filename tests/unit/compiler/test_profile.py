@@ -31,6 +31,12 @@ def test_a_processor_compiles_with_openvino_in_a_precision_that_is_measured() ->
     assert (target.backend, target.precision) == (Backend.OPENVINO, None)
     assert target.candidates() == (Precision.BF16, Precision.FP32)
     assert (target.profile.width, target.profile.height) == (128, 128)
+    assert target.profile.batch_sizes == (2, 4, 8, 16)
+
+
+def test_large_pictures_on_a_processor_get_few_batches() -> None:
+    assert resolve(replace(SPEC, width=512, height=512), facts=FACTS, fingerprint=CPU).profile.batch_sizes == (2, 4)
+    assert resolve(replace(SPEC, width=512, height=512), facts=FACTS, fingerprint=A10).profile.batch_sizes == (2, 4, 8, 16)
 
 
 def test_a_processor_without_openvino_or_bf16_takes_inductor_in_fp32() -> None:
