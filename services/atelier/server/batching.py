@@ -13,12 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from atelier.server.rows import fill, predict
 from atelier.server.samplers import PictureSampler
 
 logger = logging.getLogger("atelier.replica")
-
-MAX_EAGER_ROWS = 8
-"""Rows of a UNet call where no engine says otherwise."""
 
 
 class Weights(Protocol):
@@ -189,8 +187,8 @@ class StepLoop:
         request = group[0].request
         try:
             run, batches, engine = request.weights.runner(request.width, request.height)
-            chosen = _fill(group, batches)
-            predictions = _predict(run, chosen, batches)
+            chosen = fill(group, batches)
+            predictions = predict(run, chosen, batches)
             for picture, prediction in zip(chosen, predictions, strict=True):
                 picture.sampler.advance(prediction)
             self._tell(chosen)
@@ -223,45 +221,3 @@ class StepLoop:
             request.on_end(error)
         if isinstance(error, torch.AcceleratorError):
             self.failed.set()  # such a device error stays: the process must end
-
-
-def _fill(group: Sequence[Picture], batches: Sequence[int]) -> list[Picture]:
-    """Oldest first, as many pictures as the largest batch takes."""
-    most = batches[-1] if batches else MAX_EAGER_ROWS
-    chosen: list[Picture] = []
-    rows = 0
-    for picture in group:
-        if chosen and rows + picture.request.rows > most:
-            break
-        chosen.append(picture)
-        rows += picture.request.rows
-    return chosen
-
-
-def _predict(run: Callable[[Tensor, Tensor, Tensor], Tensor], chosen: Sequence[Picture], batches: Sequence[int]) -> list[Tensor]:
-    """One UNet call with a row, or two with guidance (empty prompt first), for each picture; guidance done."""
-    samples, timesteps, embeddings = [], [], []
-    for picture in chosen:
-        sample, timestep = picture.sampler.model_input()
-        assert picture.request.guided is not None
-        for row in picture.request.guided:
-            samples.append(sample[0])
-            timesteps.append(timestep)
-            embeddings.append(row)
-    rows = len(samples)
-    # The smallest batch there is a program for; the rows that are missing repeat the first and are thrown away.
-    padding = next((size for size in batches if size >= rows), rows) - rows
-    index = [*range(rows), *([0] * padding)]
-    predictions = run(
-        torch.stack([samples[i] for i in index]), torch.stack([timesteps[i] for i in index]), torch.stack([embeddings[i] for i in index])
-    )
-    results, row = [], 0
-    for picture in chosen:
-        request = picture.request
-        if request.rows == 2:
-            empty, wanted = predictions[row : row + 1], predictions[row + 1 : row + 2]
-            results.append(empty + request.guidance_scale * (wanted - empty))
-        else:
-            results.append(predictions[row : row + 1])
-        row += request.rows
-    return results
