@@ -60,7 +60,7 @@ protos: setup ## Generates services/atelier/v1 from protos/
 	$(RUN) python protos/generate.py
 
 bench: setup ## Measures against the peers in one run, writes docs/benchmarks.md (PEERS=DIR: diffusers' examples)
-	$(RUN) python -m tests.bench --peers "$(PEERS)"
+	$(RUN) PYTHONPATH=tests python -m bench --peers "$(PEERS)"
 
 lock: ## Resolves pyproject.toml into constraints.txt and constraints-tensorrt.txt (needs uv)
 	uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11 -U -o constraints.txt

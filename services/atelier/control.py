@@ -127,6 +127,7 @@ def _serving(
         gpu=gpu,
         store_url=catalog.store.url,
         replica_threads=settings.replica_threads,
+        serve_port=settings.serve_port,
     )
     return Serving(given, catalog=catalog, database=database, ledger=ledger)
 

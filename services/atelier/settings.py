@@ -46,6 +46,8 @@ class Settings(BaseSettings):
     """Threads of each worker; 0: all cores."""
     replica_threads: int = 0
     """Threads of a replica; 0: all cores."""
+    serve_port: int = 0
+    """Port of Ray Serve's gRPC proxy, which only the gateway calls; 0 draws one."""
     serving: bool = True
     """Starts Ray with the `server`; without it there are no pictures, only jobs."""
 

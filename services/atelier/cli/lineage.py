@@ -79,7 +79,8 @@ def facts_of(artifact: artifact_pb2.Artifact) -> str:
         captions = (".txt", ".json", ".jsonl")
         parts.append(f"{sum(not file.path.endswith(captions) for file in artifact.files)} pictures")
     parts += [f"{name} {metadata[name]:g}" for name in ("steps", "rank") if isinstance(metadata.get(name), (int, float))]
-    parts += [str(metadata[name]) for name in ("method", "backend", "precision", "repository") if isinstance(metadata.get(name), str)]
+    words = [metadata[name] for name in ("method", "backend", "precision", "repository") if isinstance(metadata.get(name), str)]
+    parts += ["fp32" if word == "no" else word for word in words]  # as accelerate calls it
     return ", ".join(parts)
 
 

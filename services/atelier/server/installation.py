@@ -57,6 +57,8 @@ class ServingSettings:
     """The product in the pool's label, `cpu` or like `NVIDIA-A10`."""
     store_url: str
     replica_threads: int
+    serve_port: int = 0
+    """Of Serve's gRPC proxy; 0 draws one."""
 
 
 class Serving:
@@ -70,7 +72,7 @@ class Serving:
         self._pools = Pools(deployments=self._deployments, catalog=catalog, labels={POOL: settings.gpu})
         self._catalog = catalog
         self._changes = Changes()
-        self._grpc_port = _free_port()
+        self._grpc_port = settings.serve_port or _free_port()
         self._channel = aio_channel(f"127.0.0.1:{self._grpc_port}")
 
     @property

@@ -1,0 +1,122 @@
+"""The step loop: requests of every kind together, beside the same requests one at a time."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from atelier import base_model
+from atelier.engines import engine as engines
+from atelier.engines.backends import openvino
+from atelier.engines.detect import detect
+from atelier.engines.manifest import Backend, EngineManifest, Precision
+from atelier.engines.profile import ShapeProfile
+from atelier.engines.program import unet_program
+from atelier.graphs.facts import read_facts
+from atelier.graphs.graph import Role, read_graph
+from atelier.graphs.model import load_model
+from atelier.server.batching import Request, StepLoop
+from atelier.server.weights import BOUND_BATCHES, Compiled, Variant
+from bench.figures import Group, Row
+
+SIDE, TOGETHER, ARRIVALS = 128, 16, 60
+SHARE = 0.8
+"""Of the one-at-a-time capacity, in the open loop."""
+
+
+def groups(peers: Path | None) -> list[Group]:
+    """Throughput of a full loop, and latency under a load that one at a time can just bear."""
+    rows = []
+    with tempfile.TemporaryDirectory() as place:
+        first, second = _variants(Path(place))
+        rows += _compared("OpenVINO", (first, second))
+        first.compiled = second.compiled = None
+        rows += _compared("eager", (first, second))
+    words = (
+        f"{TOGETHER} requests of one picture, {SIDE} pixels, with 12 to 25 steps, five samplers, four guidance scales (one without), two "
+        f"models, three to one. Then {ARRIVALS} of them arrive at random (Poisson, one seed for both) at {SHARE:.0%} of "
+        "what one at a time can do."
+    )
+    return [Group(title="Step loop", words=words, rows=rows)]
+
+
+def _compared(words: str, variants: Sequence[Variant]) -> list[Row]:
+    alone, together = StepLoop(max_live=1), StepLoop()
+    for loop in (alone, together):
+        loop.start()
+    try:
+        seconds: dict[StepLoop, list[float]] = {alone: [], together: []}
+        for turn in range(4):
+            for loop, taken in seconds.items():
+                value = max(_latencies(loop, variants, [0.0] * TOGETHER))
+                taken += [value] if turn else []
+        one, all_ = (sorted(taken)[len(taken) // 2] / TOGETHER for taken in seconds.values())
+        gaps = random.Random(0)
+        arrivals = list(accumulate(gaps.expovariate(SHARE / one) for _ in range(ARRIVALS)))
+        slow, fast = (sorted(_latencies(loop, variants, arrivals)) for loop in (alone, together))
+    finally:
+        for loop in (alone, together):
+            loop.stop()
+    return [
+        Row(what=f"{words}: one at a time", measured=f"{1 / one:.2f} pictures/s", ratio="1.00x"),
+        Row(what=f"{words}: together", measured=f"{1 / all_:.2f} pictures/s", ratio=f"{one / all_:.2f}x", goal=">= 1.3x"),
+        Row(what=f"{words}: one at a time, arriving", measured=_spread(slow), ratio="1.00x"),
+        Row(what=f"{words}: together, arriving", measured=_spread(fast), ratio=f"p99 {slow[-1] / fast[-1]:.2f}x", goal="p99 not worse"),
+    ]
+
+
+def _spread(latencies: Sequence[float]) -> str:
+    return f"median {latencies[len(latencies) // 2]:.2f} s, p99 {latencies[-1]:.2f} s"
+
+
+def _latencies(loop: StepLoop, variants: Sequence[Variant], arrivals: Sequence[float]) -> list[float]:
+    """Seconds from arrival to the picture of each request; `arrivals` are seconds from now."""
+    begin = time.perf_counter()
+    ends = [threading.Event() for _ in arrivals]
+    taken = [0.0] * len(arrivals)
+    for index, at in enumerate(arrivals):
+        time.sleep(max(0.0, begin + at - time.perf_counter()))
+
+        def end(error: Exception | None, index: int = index, at: float = at) -> None:
+            assert error is None, error
+            taken[index] = time.perf_counter() - begin - at
+            ends[index].set()
+
+        loop.submit(_request(index, variants, end))
+    for event in ends:
+        assert event.wait(600)
+    return taken
+
+
+def _request(index: int, variants: Sequence[Variant], end: Any) -> Request:
+    return Request(
+        weights=variants[1 if index % 4 == 3 else 0], prompt="a noto emoji of a fox on a blue background", negative_prompt="", width=SIDE,
+        height=SIDE, num_steps=(12, 16, 20, 25)[index % 4], guidance_scale=(3.0, 5.0, 7.5, 1.0)[index // 4 % 4],
+        sampler=("EULER", "EULER_A", "DDIM", "DPMPP_2M", "UNIPC")[index % 5], seed=index, count=1, preview_steps=0,
+        on_progress=lambda *_: None, on_picture=lambda *_: None, on_end=end,
+    )  # fmt: skip
+
+
+def _variants(place: Path) -> list[Variant]:
+    """Two models on one engine as a replica has it, after it was bound."""
+    model = base_model.folder()
+    facts, graph, fingerprint = read_facts(model), read_graph(model, Role.UNET), detect("cpu")
+    profile = ShapeProfile(width=SIDE, height=SIDE)
+    (place / "unet").mkdir()
+    openvino.build(unet_program(model, graph, facts, profile=profile, precision=Precision.FP32), place / "unet")
+    own = fingerprint.only(Backend.OPENVINO)
+    manifest = EngineManifest(graph=graph.digest, fingerprint=own, backend=Backend.OPENVINO, precision=Precision.FP32, profile=profile)
+    engine = engines.load(place, manifest=manifest, fingerprint=fingerprint, num_threads=torch.get_num_threads())
+    variants = [Variant(name, load_model(model)) for name in ("first", "second")]
+    for variant in variants:
+        runner = engine.bind(variant.weights, batch_sizes=profile.batch_sizes[:BOUND_BATCHES])
+        variant.compiled = Compiled(digest=variant.name, engine=engine, runner=runner, bound=True)
+    return variants
