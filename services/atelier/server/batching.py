@@ -13,10 +13,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from atelier.server.rows import fill, predict
+from atelier.server.rows import Costs, batch_of, fill, predict
 from atelier.server.samplers import PictureSampler
 
 logger = logging.getLogger("atelier.replica")
+
+FAIR_TICK = 4
+"""Every so manieth tick serves who was not served for longest, so that a long request holds nobody up for ever."""
 
 
 class Weights(Protocol):
@@ -76,6 +79,13 @@ class Picture:
     request: Request
     index: int
     sampler: PictureSampler
+    served: int = 0
+    """Number of its last tick."""
+
+    @property
+    def group(self) -> tuple[str, int, int]:
+        """What it must share with those that go with it."""
+        return self.request.weights.name, self.request.width, self.request.height
 
 
 class Full(Exception):
@@ -90,7 +100,7 @@ class StepLoop:
         self._inbox: queue.Queue[Request | None] = queue.Queue(max_waiting)
         self._max_live = max_live
         self._live: list[Picture] = []
-        self._served: dict[tuple[str, int, int], int] = {}
+        self._costs = Costs()
         self._ticks = 0
         self._tick_began: float | None = None
         self._worked = time.monotonic()
@@ -172,25 +182,25 @@ class StepLoop:
             request.on_end(None)
 
     def _choose(self) -> list[Picture]:
-        """The group that has waited longest since its last tick, its pictures oldest first."""
-        groups: dict[tuple[str, int, int], list[Picture]] = {}
-        for picture in self._live:
-            request = picture.request
-            groups.setdefault((request.weights.name, request.width, request.height), []).append(picture)
-        key = min(groups, key=lambda group: self._served.get(group, 0))
+        """The oldest picture and those that can go with it; every fourth tick the one that has waited longest since its last tick."""
         self._ticks += 1
-        self._served = {group: self._served.get(group, 0) for group in groups}
-        self._served[key] = self._ticks
-        return groups[key]
+        first = self._live[0] if self._ticks % FAIR_TICK else min(self._live, key=lambda picture: picture.served)
+        return [first, *(picture for picture in self._live if picture is not first and picture.group == first.group)]
 
     def _tick(self, group: list[Picture]) -> None:
         request = group[0].request
         try:
             run, batches, engine = request.weights.runner(request.width, request.height)
-            chosen = fill(group, batches)
+            kind = engine, request.width, request.height
+            chosen = fill(group, batches, kind=kind, costs=self._costs)
+            begin = time.perf_counter()
             predictions = predict(run, chosen, batches)
+            if self._device == "cpu":  # elsewhere the work goes on after the call; there company always pays
+                rows = sum(picture.request.rows for picture in chosen)
+                self._costs.record(kind, batch_of(rows, batches), time.perf_counter() - begin)
             for picture, prediction in zip(chosen, predictions, strict=True):
                 picture.sampler.advance(prediction)
+                picture.served = self._ticks
             self._tell(chosen)
             self._finish([picture for picture in chosen if picture.sampler.done], engine)
         except Exception as error:

@@ -28,6 +28,7 @@ from atelier.rpc.status import from_call
 from atelier.server.batching import Full, Request, StepLoop
 from atelier.server.memory import free_memory_bytes
 from atelier.server.messages import SAMPLER_WORDS, fingerprint_to_message
+from atelier.server.passing_thread import in_passing_thread
 from atelier.server.replica import Outbox
 from atelier.server.replica_settings import ReplicaSettings
 from atelier.server.weights import Variant, Variants
@@ -68,10 +69,16 @@ class Node:
     def variant(self, model: str, engines: Sequence[str]) -> Variant:
         """The model, loaded if it is not, with the first engine that can be used. Raises AtelierError."""
         digest = model.removeprefix("artifacts/")
+        held = self._variants.get(digest)
+        if held is not None and (not engines or _engine_of(held) in engines):
+            return held
+        return in_passing_thread(partial(self._load, digest, engines))
+
+    def _load(self, digest: str, engines: Sequence[str]) -> Variant:
         try:
             variant = self._variants.load(digest, lambda: self._fetch(digest)[0])
         except ValueError as error:
-            raise AtelierError(Status.FAILED_PRECONDITION, "MODEL_NOT_USABLE", f"{model} cannot be served: {error}") from error
+            raise AtelierError(Status.FAILED_PRECONDITION, "MODEL_NOT_USABLE", f"artifacts/{digest} cannot be served: {error}") from error
         self._attach(variant, engines)
         return variant
 

@@ -182,22 +182,20 @@ def test_a_failing_group_takes_no_other_with_it(loop: StepLoop) -> None:
     assert (whole.error, whole.pictures) == (None, {0: b"png"})
 
 
-def test_groups_take_turns(loop: StepLoop) -> None:
-    order: list[str] = []
+def test_the_oldest_goes_first_and_a_long_one_holds_nobody_up(loop: StepLoop) -> None:
+    ended: list[str] = []
     hold = threading.Event()
-
-    class Ordered(Fake):
-        def runner(self, width: int, height: int) -> Any:
-            hold.wait(10)
-            order.append(self.name)
-            return super().runner(width, height)
-
-    calls = [Call(Ordered(name), num_steps=4) for name in "abc"]
-    for call in calls:
+    names = {"long": 400, "a": 4, "b": 4}
+    calls = {name: Call(Fake(name, hold=hold), num_steps=steps) for name, steps in names.items()}
+    watchers = [threading.Thread(target=lambda n=name, c=call: (c.ended.wait(20), ended.append(n))) for name, call in calls.items()]
+    for watcher in watchers:
+        watcher.start()
+    for call in calls.values():
         loop.submit(call.request)
     hold.set()
-    assert all(call.ended.wait(10) for call in calls)
-    assert sorted(order[-9:-6]) == sorted(order[-6:-3]) == ["a", "b", "c"]
+    for watcher in watchers:
+        watcher.join()
+    assert ended[-1] == "long"
 
 
 def test_a_full_inbox_refuses(loop: StepLoop) -> None:

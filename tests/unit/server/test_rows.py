@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from atelier.server.rows import MAX_EAGER_ROWS, bucket
+from atelier.server.rows import MAX_EAGER_ROWS, Costs, bucket
 
 
 @pytest.mark.parametrize(("rows", "wanted"), [(1, 2), (2, 2), (3, 4), (5, 4), (6, 8), (10, 8), (12, 16), (16, 16), (40, 16)])
@@ -12,3 +12,21 @@ def test_a_batch_is_padded_only_where_rows_nearly_fill_it(rows: int, wanted: int
 
 def test_eager_takes_any_number() -> None:
     assert bucket(3, ()) == bucket(30, ()) == MAX_EAGER_ROWS
+
+
+def test_company_pays_where_rows_in_it_are_cheaper() -> None:
+    costs = Costs()
+    assert costs.company_pays("engine", alone=(2, 2), together=(4, 4)), "nothing is known yet"
+    for batch, seconds in {2: 0.018, 4: 0.031, 8: 0.057}.items():
+        costs.record("engine", batch, seconds)
+    assert not costs.company_pays("engine", alone=(2, 2), together=(4, 4))
+    assert costs.company_pays("engine", alone=(2, 2), together=(8, 8))
+    assert not costs.company_pays("engine", alone=(2, 2), together=(6, 8))
+
+
+def test_a_slow_forward_is_no_reason_to_change() -> None:
+    costs = Costs()
+    costs.record("engine", 2, 0.018)
+    costs.record("engine", 8, 0.057)
+    costs.record("engine", 2, 1.0)
+    assert not costs.company_pays("engine", alone=(2, 2), together=(6, 8))
