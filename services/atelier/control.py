@@ -152,7 +152,7 @@ def _job_services(own: Sequence[str], catalog: Catalog, ledger: JobLedger, recon
     found = []
     if "trainer" in own:
         submission = Submission(ledger=ledger, service="trainer", wake=reconciler.wake)
-        trainer = TrainerServicer(submission=submission, catalog=catalog, ledger=ledger)
+        trainer = TrainerServicer(submission=submission, catalog=catalog, ledger=ledger, pools=[POOL])
         descriptor = trainer_pb2.DESCRIPTOR.services_by_name["Trainer"]
         found.append(Service(descriptor=descriptor, add=trainer_pb2_grpc.add_TrainerServicer_to_server, servicer=trainer))
     if "converter" in own:

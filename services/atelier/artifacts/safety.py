@@ -103,6 +103,9 @@ def check_kind(kind: Kind) -> None:
         raise invalid([Violation("kind", sentence)], reason="KIND_NOT_UPLOADABLE")
 
 
+_PICTURE_NAMES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
 def check_files(kind: Kind, files: Mapping[str, Path]) -> None:
     """Raises INVALID_ARGUMENT, naming every bad file, unless a client may bring these files in as this kind."""
     check_kind(kind)
@@ -114,6 +117,8 @@ def check_files(kind: Kind, files: Mapping[str, Path]) -> None:
             violations.append(Violation(f"files[{name}]", _sentence(kind, name, form)))
         elif name.endswith(".safetensors") and form is not Format.SAFETENSORS and kind is not Kind.LEGACY:
             violations.append(Violation(f"files[{name}]", f"{name} is {form} in spite of its name"))
+        elif kind is Kind.DATASET and name.lower().endswith(_PICTURE_NAMES) and form is not Format.PICTURE:
+            violations.append(Violation(f"files[{name}]", f"{name} is {form} in spite of its name, no picture"))
     violations += _layout(kind, files)
     if violations:
         raise invalid(violations, reason="UNSAFE_FORMAT" if unsafe else "WRONG_CONTENT")

@@ -11,6 +11,7 @@ from atelier.artifacts.manifest import Kind
 from atelier.compiler.requests import completed, to_spec
 from atelier.compiler.spec import plan, violations
 from atelier.errors import AtelierError, Violation, invalid
+from atelier.jobs.pools import choose
 from atelier.jobs.submission import Submission, Work
 from atelier.v1 import compiler_pb2, compiler_pb2_grpc, job_pb2
 
@@ -35,7 +36,8 @@ class CompilerServicer(compiler_pb2_grpc.CompilerServicer):
     def _work(self, request: compiler_pb2.CompileRequest) -> Work:
         found: list[Violation] = []
         model = self._model(request.model, found)
-        pool = self._pool(request.pool, found)
+        pool, problem = choose(request.pool, self._pools)
+        found += [Violation("pool", problem)] if problem else []
         device = "cpu" if self._pools.get(pool, "cpu") == "cpu" else "cuda"
         found += violations(to_spec(request), device=device)
         if found or model is None:
@@ -55,14 +57,3 @@ class CompilerServicer(compiler_pb2_grpc.CompilerServicer):
         if record.manifest.kind not in MODEL_KINDS:
             found.append(Violation("model", f"{name} is a {record.manifest.kind}; expected {' or '.join(MODEL_KINDS)}"))
         return record
-
-    def _pool(self, name: str, found: list[Violation]) -> str:
-        there = ", ".join(f"pools/{pool}" for pool in sorted(self._pools)) or "none"
-        if not name and len(self._pools) == 1:
-            return next(iter(self._pools))
-        pool = name.removeprefix("pools/")
-        if not name:
-            found.append(Violation("pool", f"must be set where there is not exactly one; there are: {there}"))
-        elif pool not in self._pools or not name.startswith("pools/"):
-            found.append(Violation("pool", f"there is no {name!r}; there are: {there}"))
-        return pool

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tempfile
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,12 +123,3 @@ class Pools:
                 else:
                     (folder / file.path).write_bytes(b"".join(store.read_blob(file.sha256)))
             return read_graph(folder, Role.UNET).digest
-
-
-def choose(name: str, names: Sequence[str], field: str) -> tuple[str, str]:
-    """The pool behind `pools/{id}` or behind nothing where there is one; and what is wrong."""
-    there = ", ".join(f"pools/{pool}" for pool in names)
-    if not name:
-        return (names[0], "") if len(names) == 1 else ("", f"must be set where there is not exactly one; there are: {there}")
-    pool = name.removeprefix("pools/")
-    return (pool, "") if pool in names and name.startswith("pools/") else ("", f"there is no {name!r}; there are: {there}")

@@ -11,8 +11,9 @@ from typing import Any
 from atelier.artifacts.catalog import Catalog
 from atelier.artifacts.manifest import Kind
 from atelier.errors import AtelierError, Violation, invalid
+from atelier.jobs.pools import choose
 from atelier.server.deployments import Deployment, DeploymentLedger
-from atelier.server.pool import Pools, choose
+from atelier.server.pool import Pools
 from atelier.v1 import server_pb2, server_pb2_grpc
 
 ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -94,7 +95,7 @@ class ServerServicer(server_pb2_grpc.ServerServicer):
         if paths is None or "model" in paths:
             values["model"] = self._model(given.model, violations)
         if paths is None:
-            values["pool"], problem = choose(given.pool, sorted(self._pools.labels), "deployment.pool")
+            values["pool"], problem = choose(given.pool, self._pools.labels)
             violations += [Violation("deployment.pool", problem)] if problem else []
         for name in ("serve_eager", "compile"):
             if given.HasField(name) and (paths is None or name in paths):  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+from collections.abc import Collection
 from typing import Any
 
 from google.protobuf import any_pb2
@@ -14,6 +15,7 @@ from atelier.artifacts.manifest import Kind
 from atelier.artifacts.safety import safetensors_header
 from atelier.errors import AtelierError, Violation, invalid, invalid_field
 from atelier.jobs.ledger import JobLedger
+from atelier.jobs.pools import choose
 from atelier.jobs.submission import Submission, Work
 from atelier.trainer.planning import count_pictures, plan
 from atelier.trainer.requests import completed, to_spec
@@ -28,12 +30,13 @@ _RESUME = re.compile(r"(jobs/[a-z0-9-]+)(/checkpoint-(\d+))?")
 
 
 class TrainerServicer(trainer_pb2_grpc.TrainerServicer):
-    """Turns requests into jobs."""
+    """Turns requests into jobs. `pools`: the ids of those that there are."""
 
-    def __init__(self, *, submission: Submission, catalog: Catalog, ledger: JobLedger) -> None:
+    def __init__(self, *, submission: Submission, catalog: Catalog, ledger: JobLedger, pools: Collection[str]) -> None:
         self._submission = submission
         self._catalog = catalog
         self._ledger = ledger
+        self._pools = pools
 
     async def Train(self, request: trainer_pb2.TrainRequest, context: Any) -> job_pb2.Job:  # type: ignore[override]
         """Starts a run, or says what it would do."""
@@ -48,9 +51,18 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServicer):
         return await asyncio.to_thread(self._submission.submit, "Promote", request, request.request_id, work)
 
     def _work(self, request: trainer_pb2.TrainRequest) -> Work:
-        spec, warnings = to_spec(request, drawn_seed=secrets.randbits(32))
-        records = self._resolve(request)
+        violations: list[Violation] = []
+        records = self._resolve(request, violations)
+        pool, problem = choose(request.pool, self._pools)
+        violations += [Violation("pool", problem)] if problem else []
+        try:
+            spec, warnings = to_spec(request, drawn_seed=secrets.randbits(32))
+        except AtelierError as error:
+            violations += error.violations
+        if violations:
+            raise invalid(violations)
         full = completed(request, spec)
+        full.pool = f"pools/{pool}"
         for field, record in records.items():
             setattr(full, field, record.name)
         reads = self._check_resume(request.resume_from_checkpoint)
@@ -65,8 +77,8 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServicer):
         inputs = [record.digest for record in records.values()]
         return Work(spec=full, inputs=inputs, reads=reads, plan=lines, tags=request.tags, processes=spec.num_processes)
 
-    def _resolve(self, request: trainer_pb2.TrainRequest) -> dict[str, Record]:
-        records, violations = {}, []
+    def _resolve(self, request: trainer_pb2.TrainRequest, violations: list[Violation]) -> dict[str, Record]:
+        records = {}
         for field, kinds in _FIELDS.items():
             name = getattr(request, field)
             if not name:
@@ -79,8 +91,6 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServicer):
             if record.manifest.kind not in kinds:
                 violations.append(Violation(field, f"{name} is a {record.manifest.kind}; expected {' or '.join(kinds)}"))
             records[field] = record
-        if violations:
-            raise invalid(violations)
         return records
 
     def _check_resume(self, name: str) -> list[str]:
