@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import grpc
 from google.protobuf.any_pb2 import Any
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
-from grpc_status import rpc_status
 
 from atelier.errors import DOMAIN, AtelierError, Status, Violation
 
+DETAILS = "grpc-status-details-bin"
+"""Trailing metadata that carries `google.rpc.Status`."""
 _BY_NUMBER: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -56,15 +59,16 @@ def from_proto(status: status_pb2.Status) -> AtelierError:
 
 
 def from_call(error: grpc.RpcError) -> AtelierError:
-    """The error behind a failed call, for clients."""
-    status = rpc_status.from_call(error) if isinstance(error, grpc.Call) else None
-    if status is None:
-        code = error.code() if isinstance(error, grpc.Call) or hasattr(error, "code") else grpc.StatusCode.UNKNOWN
-        status = status_pb2.Status(code=code.value[0], message=getattr(error, "details", str)() or code.name)
-    return from_proto(status)
+    """The error behind a failed call, synchronous or not, for clients."""
+    metadata: Iterable[tuple[str, bytes]] = (error.trailing_metadata() if hasattr(error, "trailing_metadata") else ()) or ()
+    details = next((value for key, value in metadata if key == DETAILS), None)
+    if details is not None:
+        return from_proto(status_pb2.Status.FromString(details))
+    code = error.code() if hasattr(error, "code") else grpc.StatusCode.UNKNOWN
+    return from_proto(status_pb2.Status(code=code.value[0], message=getattr(error, "details", str)() or code.name))
 
 
 def abort_arguments(error: AtelierError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]:
     """Code, sentence and trailing metadata for `context.abort`."""
     status = to_proto(error)
-    return _BY_NUMBER[status.code], status.message, (("grpc-status-details-bin", status.SerializeToString()),)
+    return _BY_NUMBER[status.code], status.message, ((DETAILS, status.SerializeToString()),)

@@ -13,7 +13,7 @@ import grpc
 
 from atelier.errors import AtelierError, Status, Violation, invalid, not_found, unavailable
 from atelier.rpc.channel import bearer
-from atelier.rpc.status import from_call
+from atelier.rpc.status import DETAILS, from_call
 from atelier.server.deployments import Deployment, DeploymentLedger
 from atelier.server.messages import SAMPLER_WORDS
 from atelier.server.pool import Pools
@@ -140,7 +140,7 @@ def check(request: image_pb2.GenerateRequest, deployment: Deployment) -> list[Vi
 def _translate(error: grpc.aio.AioRpcError) -> AtelierError | None:
     """The error for the client; None where a replica or proxy was lost, so that the call may be made once more."""
     code = error.code()
-    ours = any(key == "grpc-status-details-bin" for key, _ in error.trailing_metadata() or ())
+    ours = any(key == DETAILS for key, _ in error.trailing_metadata() or ())
     if ours:
         return from_call(error)
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL):

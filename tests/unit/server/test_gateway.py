@@ -1,0 +1,210 @@
+"""The gateway over real sockets, before something that plays Ray Serve's gRPC port."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from atelier.errors import AtelierError, Status, not_found
+from atelier.ledger import Database
+from atelier.rpc import auth, server
+from atelier.rpc.channel import aio_channel
+from atelier.rpc.status import abort_arguments, from_call
+from atelier.server.deployments import Deployment, DeploymentLedger
+from atelier.server.gateway import ImagesServicer
+from atelier.server.pool import Status as Standing
+from atelier.v1 import image_pb2, image_pb2_grpc, replica_pb2, replica_pb2_grpc, server_pb2
+
+TOKEN = "internal"
+
+
+class FakePools:
+    """A pool that stands as it is told."""
+
+    def __init__(self, state: server_pb2.DeploymentState.ValueType = server_pb2.DEPLOYMENT_STATE_READY) -> None:
+        self.state = state
+
+    def status(self, deployment: Deployment) -> Standing:
+        return Standing(state=self.state, message="its weights are being loaded", engine_artifact="artifacts/e")
+
+    def size(self, model: str) -> tuple[int, int]:
+        return 128, 64
+
+
+class FakeReplicas(replica_pb2_grpc.SamplingServicer):
+    """Plays what `turns` say, one after the other; the last one for ever."""
+
+    def __init__(self, *turns: Callable[[Any], AsyncIterator[Any]]) -> None:
+        self.turns = list(turns)
+        self.asked: list[tuple[replica_pb2.SampleRequest, dict[str, str], float]] = []
+        self.gone = asyncio.Event()
+
+    async def Sample(self, request: replica_pb2.SampleRequest, context: Any) -> AsyncIterator[Any]:
+        self.asked.append((request, dict(context.invocation_metadata()), context.time_remaining() or 0.0))
+        turn = self.turns.pop(0) if len(self.turns) > 1 else self.turns[0]
+        try:
+            async for response in turn(context):
+                yield response
+        except asyncio.CancelledError:
+            self.gone.set()
+            raise
+
+
+def picture() -> image_pb2.GenerateResponse:
+    return image_pb2.GenerateResponse(image=image_pb2.GeneratedImage(png=b"png"))
+
+
+async def draws(context: Any) -> AsyncIterator[Any]:
+    yield image_pb2.GenerateResponse(progress=image_pb2.GenerateProgress(step=1, total_steps=2))
+    yield picture()
+
+
+async def dies(context: Any) -> AsyncIterator[Any]:
+    yield image_pb2.GenerateResponse(progress=image_pb2.GenerateProgress(step=1, total_steps=2))
+    await context.abort(grpc.StatusCode.UNAVAILABLE, "worker 10.1.2.3 died: Traceback (most recent call last)")
+
+
+async def dies_after_a_picture(context: Any) -> AsyncIterator[Any]:
+    yield picture()
+    await context.abort(grpc.StatusCode.INTERNAL, "Traceback")
+
+
+async def is_full(context: Any) -> AsyncIterator[Any]:
+    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "max_queued_requests")
+    yield
+
+
+async def refuses(context: Any) -> AsyncIterator[Any]:
+    code, message, metadata = abort_arguments(AtelierError(Status.FAILED_PRECONDITION, "MODEL_NOT_USABLE", "compile it for this device"))
+    context.set_trailing_metadata(metadata)
+    await context.abort(code, message)
+    yield
+
+
+async def never_ends(context: Any) -> AsyncIterator[Any]:
+    yield image_pb2.GenerateResponse(progress=image_pb2.GenerateProgress(step=1, total_steps=2))
+    await asyncio.sleep(60)
+
+
+@asynccontextmanager
+async def gateway(replicas: FakeReplicas, folder: Path, *, pools: Any = None, max_in_work: int = 64) -> AsyncIterator[Any]:
+    behind = grpc.aio.server()
+    replica_pb2_grpc.add_SamplingServicer_to_server(replicas, behind)
+    port = behind.add_insecure_port("127.0.0.1:0")
+    await behind.start()
+    database = Database(f"sqlite:///{folder / 'ledger.db'}")
+    database.create_tables()
+    deployments = DeploymentLedger(database)
+    deployments.create(Deployment(id="fox", model="a" * 64, pool="local", max_steps=50), request_id="", body=b"")
+    async with aio_channel(f"127.0.0.1:{port}") as channel:
+        servicer = ImagesServicer(
+            deployments=deployments, pools=pools or FakePools(), channel=channel, internal_token=TOKEN, max_in_work=max_in_work
+        )
+        descriptor = image_pb2.DESCRIPTOR.services_by_name["Images"]
+        service = server.Service(descriptor=descriptor, add=image_pb2_grpc.add_ImagesServicer_to_server, servicer=servicer)
+        serving = server.serving("127.0.0.1:0", [service], authorize=auth.allow_all, grace_seconds=1)
+        async with serving as bound, aio_channel(f"127.0.0.1:{bound.port}") as front:
+            yield image_pb2_grpc.ImagesStub(front)
+    await behind.stop(0)
+    database.close()
+
+
+async def responses(stub: Any, **fields: Any) -> list[Any]:
+    return [response async for response in stub.Generate(image_pb2.GenerateRequest(**{"prompt": "a fox", **fields}), timeout=20)]
+
+
+async def error_of(stub: Any, **fields: Any) -> AtelierError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await responses(stub, **fields)
+    return from_call(caught.value)
+
+
+async def test_a_request_reaches_the_replica_complete(tmp_path: Path) -> None:
+    replicas = FakeReplicas(draws)
+    async with gateway(replicas, tmp_path) as stub:
+        found = await responses(stub)
+    assert [response.WhichOneof("part") for response in found] == ["progress", "image"]
+    (sample, metadata, seconds), request = replicas.asked[0], replicas.asked[0][0].request
+    assert (request.width, request.height, request.steps, request.count, request.guidance_scale) == (128, 64, 20, 1, 5.0)
+    assert request.HasField("seed") and request.sampler == image_pb2.SAMPLER_EULER
+    assert (sample.model, list(sample.engines)) == (f"artifacts/{'a' * 64}", ["artifacts/e"])
+    assert (metadata["authorization"], metadata["application"]) == (f"Bearer {TOKEN}", "local")
+    assert 10 < seconds <= 20, "the client's deadline goes along"
+
+
+async def test_everything_wrong_is_named_at_once_and_no_replica_is_asked(tmp_path: Path) -> None:
+    replicas = FakeReplicas(draws)
+    async with gateway(replicas, tmp_path) as stub:
+        error = await error_of(stub, width=100, steps=51, count=9, guidance_scale=float("nan"), prompt="x" * 5000)
+        unknown = await error_of(stub, sampler=77)
+        missing = await error_of(stub, deployment="deployments/nobody")
+    assert error.status is Status.INVALID_ARGUMENT
+    assert {violation.field for violation in error.violations} == {"width", "steps", "count", "guidance_scale", "prompt"}
+    assert unknown.status is Status.INVALID_ARGUMENT and "EULER_A" in unknown.message
+    assert missing.status is not_found("deployment", "").status
+    assert replicas.asked == []
+
+
+async def test_a_replica_that_is_lost_before_a_picture_is_asked_once_more_with_the_same_seed(tmp_path: Path) -> None:
+    replicas = FakeReplicas(dies, draws)
+    async with gateway(replicas, tmp_path) as stub:
+        found = await responses(stub)
+    assert found[-1].image.png == b"png"
+    first, second = (sample for sample, *_ in replicas.asked)
+    assert first == second
+
+
+@pytest.mark.parametrize("turns", [(dies, dies), (dies_after_a_picture, draws)])
+async def test_a_replica_that_stays_lost_is_unavailable_and_nothing_internal_leaks(tmp_path: Path, turns: Any) -> None:
+    async with gateway(FakeReplicas(*turns), tmp_path) as stub:
+        error = await error_of(stub)
+    assert (error.status, error.reason) == (Status.UNAVAILABLE, "REPLICA_LOST")
+    assert "Traceback" not in error.message and "10.1.2.3" not in error.message
+
+
+async def test_overload_says_when_to_come_back_and_is_not_repeated(tmp_path: Path) -> None:
+    replicas = FakeReplicas(is_full)
+    async with gateway(replicas, tmp_path) as stub:
+        error = await error_of(stub)
+    assert error.status is Status.RESOURCE_EXHAUSTED and error.retry_after_seconds
+    assert len(replicas.asked) == 1
+
+
+async def test_a_gateway_with_too_much_work_refuses_before_it_starts_more(tmp_path: Path) -> None:
+    replicas = FakeReplicas(never_ends)
+    async with gateway(replicas, tmp_path, max_in_work=1) as stub:
+        first = stub.Generate(image_pb2.GenerateRequest(prompt="a fox"))
+        await first.read()
+        error = await error_of(stub)
+        first.cancel()
+    assert error.status is Status.RESOURCE_EXHAUSTED and error.retry_after_seconds
+    assert len(replicas.asked) == 1
+
+
+async def test_what_a_replica_says_itself_is_passed_on(tmp_path: Path) -> None:
+    async with gateway(FakeReplicas(refuses), tmp_path) as stub:
+        error = await error_of(stub)
+    assert (error.status, error.reason) == (Status.FAILED_PRECONDITION, "MODEL_NOT_USABLE")
+
+
+async def test_a_client_that_goes_away_ends_the_call_behind(tmp_path: Path) -> None:
+    replicas = FakeReplicas(never_ends)
+    async with gateway(replicas, tmp_path) as stub:
+        call = stub.Generate(image_pb2.GenerateRequest(prompt="a fox"))
+        await call.read()
+        call.cancel()
+        await asyncio.wait_for(replicas.gone.wait(), 5)
+
+
+async def test_a_deployment_that_is_not_ready_says_why(tmp_path: Path) -> None:
+    replicas = FakeReplicas(draws)
+    async with gateway(replicas, tmp_path, pools=FakePools(server_pb2.DEPLOYMENT_STATE_PENDING)) as stub:
+        error = await error_of(stub)
+    assert error.status is Status.UNAVAILABLE and "weights" in error.message
+    assert replicas.asked == []
