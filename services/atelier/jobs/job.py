@@ -53,7 +53,8 @@ class NewJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A job. `attempt` is the fencing token of the last claim; `progress` and `error` are serialized messages or empty."""
+    """A job. `attempt` is the fencing token of the last claim; `heartbeat_time` is when its worker was last heard of; `progress` and
+    `error` are serialized messages or empty."""
 
     id: str
     service: str
@@ -65,6 +66,7 @@ class Job:
     create_time: datetime
     start_time: datetime | None
     end_time: datetime | None
+    heartbeat_time: datetime | None
     last_sequence: int
     progress: bytes
     error: bytes

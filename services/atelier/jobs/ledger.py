@@ -243,6 +243,6 @@ def _job(row: JobRow) -> Job:
     return Job(
         id=row.id, service=row.service, method=row.method, spec=row.spec, state=State(row.state), attempt=row.attempt,
         failures=row.failures, create_time=row.create_time, start_time=row.start_time, end_time=row.end_time,
-        last_sequence=row.last_sequence, progress=row.progress, error=row.error, inputs=tuple(row.inputs), reads=tuple(row.reads),
+        heartbeat_time=row.heartbeat_time, last_sequence=row.last_sequence, progress=row.progress, error=row.error, inputs=tuple(row.inputs), reads=tuple(row.reads),
         outputs=tuple(Output(**o) for o in row.outputs), plan=tuple(row.plan), tags=tuple(row.tags), processes=row.processes,
     )  # fmt: skip

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from atelier.jobs.job import ENDED, Job, State
 from atelier.jobs.launcher import Launcher, Worker
@@ -24,6 +25,10 @@ PREEMPTED_EXIT_CODE = 143
 class _Running:
     worker: Worker
     cancelled_since: float | None = None
+    heartbeat_time: datetime | None = None
+    heard: float = field(default_factory=time.monotonic)
+    """When its last heartbeat was seen, by this process's own clock: neither its start, nor another machine's clock, nor a machine that
+    slept counts as silence."""
 
 
 @dataclass(kw_only=True)
@@ -36,6 +41,8 @@ class Reconciler:
     max_workers: int = 1
     attempts: int = 3
     grace_seconds: float = 20.0
+    silence_seconds: float = 120.0
+    """A worker that lives but has not been heard of for so long hangs: it is ended, and the job begins again from its checkpoint."""
     _running: dict[str, _Running] = field(default_factory=dict)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _loop: asyncio.AbstractEventLoop | None = None
@@ -95,8 +102,20 @@ class Reconciler:
             running.cancelled_since = running.cancelled_since or time.monotonic()
         elif job.state is State.CANCELLING:
             running.cancelled_since = running.cancelled_since or time.monotonic()
+        elif self._silent(running, job):
+            logger.warning("%s: its worker has been silent for %.0f s", job.name, self.silence_seconds)
+            del self._running[identifier]
+            await asyncio.to_thread(running.worker.kill)
+            await self._lost(job, f"the worker was not heard of for {self.silence_seconds:.0f} s", counts=True)
+            return
         if code is None and running.cancelled_since and time.monotonic() - running.cancelled_since > self.grace_seconds:
             await asyncio.to_thread(running.worker.kill)
+
+    def _silent(self, running: _Running, job: Job) -> bool:
+        """Whether a worker hangs; one that has not claimed its job yet counts from its start."""
+        if job.heartbeat_time != running.heartbeat_time:
+            running.heartbeat_time, running.heard = job.heartbeat_time, time.monotonic()
+        return time.monotonic() - running.heard > self.silence_seconds
 
     async def _lost(self, job: Job, reason: str, *, counts: bool) -> None:
         if job.state is State.PENDING and job.attempt == 0 and not counts:

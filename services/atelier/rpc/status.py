@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import typing
 
 import grpc
 from google.protobuf.any_pb2 import Any
@@ -60,7 +60,7 @@ def from_proto(status: status_pb2.Status) -> AtelierError:
 
 def from_call(error: grpc.RpcError) -> AtelierError:
     """The error behind a failed call, synchronous or not, for clients."""
-    metadata: Iterable[tuple[str, bytes]] = (error.trailing_metadata() if hasattr(error, "trailing_metadata") else ()) or ()
+    metadata: typing.Any = (error.trailing_metadata() if hasattr(error, "trailing_metadata") else ()) or ()
     details = next((value for key, value in metadata if key == DETAILS), None)
     if details is not None:
         return from_proto(status_pb2.Status.FromString(details))
