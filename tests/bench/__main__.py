@@ -6,6 +6,7 @@ import argparse
 import datetime
 import importlib
 import os
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,45 +14,49 @@ from bench.figures import Group
 
 GROUPS = ("unet", "training", "files", "steps", "gateway")
 PAGE = Path("docs/benchmarks.md")
-PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "openvino", "ray", "safetensors")
+PACKAGES = ("torch", "diffusers", "openvino")
+HEAD = """# Benchmarks
+
+`make bench PEERS=DIR` measures all of this anew and writes this page; DIR holds diffusers' `examples`, whose scripts need torchvision too.
+Every ratio comes from one run in which both sides take turns, on a machine that did nothing else.
+
+"""
 
 
 def main() -> None:
-    """Runs the groups that are asked for; only a whole run writes the page."""
+    """Runs the groups that are asked for, and puts each into the page, in place of what it was before."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--peers", default="", help="folder with diffusers' examples")
-    parser.add_argument("--only", choices=GROUPS, action="append", help="some groups; prints, and writes nothing")
+    parser.add_argument("--only", choices=GROUPS, action="append", help="some groups")
     given = parser.parse_args()
-    peers = Path(given.peers) if given.peers else None
-    found: list[Group] = []
     for name in given.only or GROUPS:
-        found += importlib.import_module(f"bench.{name}").groups(peers)
-        print(found[-1].markdown(), flush=True)
-    if not given.only:
-        PAGE.write_text("\n".join([head(peers), *(group.markdown() for group in found)]))
-        print(f"written: {PAGE}")
+        for group in importlib.import_module(f"bench.{name}").groups(Path(given.peers) if given.peers else None):
+            print(group.markdown(), flush=True)
+            write(group)
+    print(f"written: {PAGE}")
 
 
-def head(peers: Path | None) -> str:
-    """Machine, versions, and how to repeat it."""
+def write(group: Group) -> None:
+    """Puts a group into the page."""
+    sections = re.split(r"^(?=## )", PAGE.read_text(), flags=re.MULTILINE)[1:] if PAGE.exists() else []
+    own = group.markdown().replace("\n\n", f"\n\n{machine()} ", 1) + "\n"
+    places = [index for index, section in enumerate(sections) if section.startswith(f"## {group.title}\n")]
+    if places:
+        sections[places[0]] = own
+    else:
+        sections.append(own)
+    PAGE.write_text(HEAD + "".join(sections).rstrip() + "\n")
+
+
+def machine() -> str:
+    """When and where."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    facts = dict(line.split(":", 1) for line in lines if ":" in line)
-    model = next((value.strip() for name, value in facts.items() if name.strip() == "model name"), "unknown processor")
-    flags = next((value.split() for name, value in facts.items() if name.strip() == "flags"), [])
-    also = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_tile") if flag in flags]
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    flags = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_tile") if flag in facts.get("flags", "").split()]
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    return "\n".join(
-        [
-            "# Benchmarks",
-            "",
-            f"Measured {datetime.date.today().isoformat()} on {os.cpu_count()} cores of {model} ({', '.join(also)}), nothing else running.",
-            f"{versions}.",
-            "",
-            "`make bench` measures them anew and writes this page; "
-            + ("with `PEERS=DIR`, a folder with diffusers' `examples`." if peers else ""),
-            "Every ratio comes from one run in which both sides take turns.",
-            "",
-        ]
+    return (
+        f"Measured {datetime.date.today().isoformat()} on {os.cpu_count()} cores of {facts.get('model name', 'an unknown processor')} "
+        f"({', '.join(flags)}; {versions})."
     )
 
 

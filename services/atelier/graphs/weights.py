@@ -19,8 +19,9 @@ def read_weights(folder: Path, part: str, *, dtype: torch.dtype | None = None, d
     Tensors that need no cast are memory-mapped from the file. Raises ValueError where the part has no safetensors file.
     """
     weights = {}
+    target = "cpu" if torch.device(device).type == "cpu" else str(device)  # with gloo it is called cpu:0, which safetensors does not know
     for path in weight_files(folder, part):
-        for name, tensor in load_file(path, device=str(device)).items():
+        for name, tensor in load_file(path, device=target).items():
             today = todays_name(part, name)
             if today:
                 weights[today] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor

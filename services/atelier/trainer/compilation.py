@@ -57,9 +57,10 @@ class Compilation:
             pays = self._run.total_steps >= PAYS_AFTER_STEPS
             return self._eager("no training engine for this run yet: --compile now would pay" if pays else "")
         self._folder.mkdir(parents=True, exist_ok=True)
-        if found is not None:
-            with tarfile.open(found.folder / ARCHIVE) as archive:
-                archive.extractall(self._folder, filter="data")
+        with self._run.accelerator.main_process_first():  # both would write the same files
+            if found is not None and self._run.accelerator.is_main_process:
+                with tarfile.open(found.folder / ARCHIVE) as archive:
+                    archive.extractall(self._folder, filter="data")
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self._folder)
         context.log("training with a compiled forward and backward" if found else "compiling forward and backward: this takes minutes")
         self._new = found is None
@@ -73,12 +74,13 @@ class Compilation:
 
     def publish(self) -> None:
         """Keeps the cache, when it is new."""
-        if not self._new or not self._run.accelerator.is_main_process:
+        if not self._new:
             return
         folder = self._context.workdir / "training-engine"
-        folder.mkdir()
-        with tarfile.open(folder / ARCHIVE, "w:gz", compresslevel=6) as archive:
-            archive.add(self._folder, arcname=".")
+        if self._run.accelerator.is_main_process:
+            folder.mkdir()
+            with tarfile.open(folder / ARCHIVE, "w:gz", compresslevel=6) as archive:
+                archive.add(self._folder, arcname=".")
         self._context.publish("training_engine", Kind.TRAINING_ENGINE, folder, sources=list[Source](), metadata={"key": self._key})
 
     def _eager(self, word: str) -> Compilation:

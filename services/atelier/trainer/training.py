@@ -93,7 +93,8 @@ def train(run: Run, context: JobContext) -> None:
 
 def save_checkpoint(run: Run, context: JobContext) -> None:
     """Commits where the run is, once."""
-    if not run.accelerator.is_main_process or run.step in context.checkpoints():
+    there = context.checkpoints()  # asked by every process: those that follow keep count of what is asked
+    if not run.accelerator.is_main_process or run.step in there:
         return
     folder = Path(context.workdir) / f"checkpoint-{run.step}"
     progress = checkpoint.Progress(step=run.step, losses=run.losses, facts=run.facts)
@@ -103,12 +104,14 @@ def save_checkpoint(run: Run, context: JobContext) -> None:
     shutil.rmtree(folder)
 
 
-def resume(run: Run, folder: Path) -> None:
-    """Puts a checkpoint's state in place."""
+def resume(run: Run, folder: Path) -> list[str]:
+    """Puts a checkpoint's state in place; gives what is different now, so that the run does not go on bit for bit."""
     progress = checkpoint.read(folder, trainable=run.trainable, optimizer=run.optimizer, ema=run.ema)
     run.step, run.losses = progress.step, list(progress.losses)
     for _ in range(run.step):
         run.scheduler.step()
+    now = run.facts
+    return [f"{name} {now.get(name)} instead of {value}" for name, value in sorted(progress.facts.items()) if now.get(name) != value]
 
 
 def _update(run: Run) -> float:

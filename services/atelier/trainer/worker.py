@@ -43,7 +43,7 @@ def execute(request: trainer_pb2.TrainRequest, context: JobContext) -> None:
     accelerator = _accelerator(spec, context)
     # Everything random has a generator of its own but the adapters' first values and dropout.
     torch.manual_seed(spec.seed)
-    base = _base_model(request.pretrained_model_name_or_path, context)
+    base = _base_model(request.pretrained_model_name_or_path, context, accelerator)
     model = load_model(base.folder, device=accelerator.device)
     instance = _pictures("instance_data_dir", request.instance_data_dir, spec, context)
     prior = _class_pictures(request, spec, base, model, context, accelerator)
@@ -74,12 +74,13 @@ def _accelerator(spec: TrainSpec, context: JobContext) -> Accelerator:
     return accelerator
 
 
-def _base_model(name: str, context: JobContext) -> LocalArtifact:
+def _base_model(name: str, context: JobContext, accelerator: Accelerator) -> LocalArtifact:
     artifact = context.artifact(name)
     if artifact.manifest.kind is Kind.MODEL:
         return artifact
     folder = context.workdir / "base"
-    single_file.to_diffusers(next(artifact.folder.glob("*.safetensors")), folder)
+    if accelerator.is_main_process:
+        single_file.to_diffusers(next(artifact.folder.glob("*.safetensors")), folder)
     digest = context.publish("base", Kind.MODEL, folder, sources=[Source(role="single_file", digest=artifact.digest)])
     return LocalArtifact(digest=digest, manifest=artifact.manifest, folder=folder)
 
@@ -191,7 +192,9 @@ def _resume(request: trainer_pb2.TrainRequest, run: training.Run, context: JobCo
                     run.trainable[name].copy_(tensor)
             run.step, run.ema = at, None
         else:
-            training.resume(run, folder)
+            different = training.resume(run, folder)
+            if different:
+                context.log(f"goes on with {', '.join(different)}: not bit for bit as without the interruption", level="warning")
     except (ValueError, KeyError) as error:
         raise invalid_field("resume_from_checkpoint", str(error)) from error
     context.log(f"goes on at step {run.step}")

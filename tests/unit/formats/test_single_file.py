@@ -72,6 +72,31 @@ def test_the_names_of_sd15_are_those_that_diffusers_own_reader_knows() -> None:
     assert len(first_stage) == 248
 
 
+def test_the_names_and_shapes_of_sd15_are_those_of_the_table() -> None:
+    """sd15_tensors.json: names and shapes of v1-5-pruned-emaonly.safetensors, 1,130 without `position_ids`."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    configs = {part: sd1(part) for part in PARTS}
+    with torch.device("meta"):
+        models: dict[str, Any] = {
+            "unet": UNet2DConditionModel.from_config(configs["unet"]),
+            "vae": AutoencoderKL.from_config(configs["vae"]),
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])),
+        }
+    found = {
+        single_file.original_name(part, name, configs): list(tensor.shape)
+        for part, model in models.items()
+        for name, tensor in model.state_dict().items()
+        if not name.endswith("position_ids")
+    }
+    # The VAE's attention is a 1x1 convolution there.
+    found = {name: [*shape, 1, 1] if ".attn_1." in str(name) and len(shape) == 2 else shape for name, shape in found.items()}
+    wanted = json.loads(Path(__file__).with_name("sd15_tensors.json").read_text())
+    assert len(wanted) == 1130
+    assert found == wanted
+
+
 @pytest.mark.parametrize("part", ["unet", "vae"])
 def test_every_name_comes_back(part: str) -> None:
     from atelier.graphs.files import read_headers

@@ -103,6 +103,21 @@ def test_a_finished_run_goes_on_with_more_steps_and_equals_one_long_run(tmp_path
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_run_that_goes_on_with_other_threads_says_so(tmp_path: Path, base: Path) -> None:
+    context, request = prepare(tmp_path, base)
+    context.preempt_at_step = 3
+    with pytest.raises(Preempted):
+        execute(request, context)
+    again, threads = FolderContext(tmp_path), torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        execute(request, again)
+    finally:
+        torch.set_num_threads(threads)
+    warnings = [str(event["message"]) for event in again.events if event.get("level") == "warning"]
+    assert warnings == [f"goes on with threads {threads + 1} instead of {threads}: not bit for bit as without the interruption"]
+
+
 def test_an_earlier_checkpoint_is_promoted(tmp_path: Path, base: Path) -> None:
     context, request = prepare(tmp_path, base, checkpoints_total_limit=10)
     execute(request, context)
