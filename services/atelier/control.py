@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 from atelier import base_model
 from atelier.artifacts.catalog import Catalog
@@ -30,7 +32,7 @@ from atelier.rpc.server import Service
 from atelier.secret import read_or_make
 from atelier.server.installation import POOL, Serving, ServingSettings
 from atelier.server.passing import PASSED, PassThrough
-from atelier.settings import Settings
+from atelier.settings import SERVICES, Settings
 from atelier.trainer.servicer import TrainerServicer
 from atelier.v1 import (
     artifact_pb2,
@@ -49,6 +51,10 @@ from atelier.v1 import (
 
 TOKEN, INTERNAL_TOKEN = "token", "internal-token"
 """Files below `keys/`: what clients send, and what the installation's own parts send each other."""
+ABANDONED = timedelta(days=1)
+"""An upload that was cut off can go on for so long."""
+
+logger = logging.getLogger("atelier.control")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +75,7 @@ async def control(settings: Settings, services: Sequence[str], *, gpu: str) -> A
     await asyncio.to_thread(database.create_tables)
     await asyncio.to_thread(_bring_base_model, catalog)
     ledger, spool = JobLedger(database), Spool(settings.data / "spool")
+    await asyncio.to_thread(_sweep, catalog.store, spool, alone=set(services) == set(SERVICES))
     tokens = JobTokens(internal_token.encode())
     artifacts = ArtifactsServicer(catalog=catalog, spool=spool, import_roots=settings.import_roots, allow_download=settings.allow_download)
     serving = _serving(settings, services, catalog, database, ledger, internal_token, gpu)
@@ -112,6 +119,18 @@ def _bring_base_model(catalog: Catalog) -> None:
         files.append(File(path=name, size=path.stat().st_size, sha256=hash_file(path)))
         catalog.store.put_blob(path, files[-1])
     catalog.commit(Manifest(kind=found.kind, files=tuple(files)), tags=[base_model.TAG])
+
+
+def _sweep(store: Store, spool: Spool, *, alone: bool) -> None:
+    """Forgets uploads that nobody goes on with. Blobs that no artifact has go only before an `alone` process, which runs all services and
+    so holds the folder's locks, begins to answer: nobody can commit meanwhile."""
+    spool.sweep(older_than=ABANDONED)
+    if not alone:
+        return
+    try:
+        store.sweep_blobs(older_than=ABANDONED)
+    except AtelierError as error:
+        logger.warning("unused files are kept: %s", error)
 
 
 def _serving(

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from google.protobuf import json_format, struct_pb2
 
 from atelier.artifacts.catalog import Record
-from atelier.artifacts.manifest import File, Kind, Source
-from atelier.errors import Violation, invalid
+from atelier.artifacts.manifest import DIGEST, File, Kind, Source
+from atelier.errors import Violation, invalid, invalid_field
 from atelier.v1 import artifact_pb2
 
 _PREFIX = "ARTIFACT_KIND_"
@@ -33,10 +33,12 @@ def to_message(record: Record) -> artifact_pb2.Artifact:
 
 
 def metadata_from_struct(struct: struct_pb2.Struct) -> dict[str, object]:
-    """The facts of an upload; whole numbers stay whole."""
-    content: dict[str, object] = json.loads(
-        json_format.MessageToJson(struct), parse_float=lambda t: int(f) if (f := float(t)).is_integer() else f
-    )
+    """The facts of an upload; whole numbers stay whole. Raises INVALID_ARGUMENT for a number that JSON cannot hold."""
+    try:
+        text = json_format.MessageToJson(struct)
+    except json_format.SerializeToJsonError:
+        raise invalid_field("metadata", "holds a number that is not finite, or a value without a kind") from None
+    content: dict[str, object] = json.loads(text, parse_float=lambda t: int(f) if (f := float(t)).is_integer() else f)
     return content
 
 
@@ -69,5 +71,9 @@ def files_from_messages(messages: Iterable[artifact_pb2.ArtifactFile], *, field:
 
 
 def sources_from_messages(messages: Iterable[artifact_pb2.ArtifactSource]) -> tuple[Source, ...]:
-    """Sources from messages."""
-    return tuple(Source(role=m.role, digest=m.artifact.removeprefix("artifacts/")) for m in messages)
+    """Sources from messages. Raises INVALID_ARGUMENT naming every one that is no digest: a tag would move."""
+    sources = tuple(Source(role=m.role, digest=m.artifact.removeprefix("artifacts/")) for m in messages)
+    bad = [index for index, source in enumerate(sources) if not DIGEST.fullmatch(source.digest)]
+    if bad:
+        raise invalid([Violation(f"sources[{index}].artifact", "give `artifacts/{digest}`") for index in bad])
+    return sources

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -141,6 +143,28 @@ class Store:
         except FileNotFoundError:
             return
 
+    def delete_below(self, prefix: str) -> None:
+        """Deletes all objects below a prefix that ends with `/`."""
+        for objects in obstore.list(self._objects, prefix):
+            for found in objects:
+                self.delete(found["path"])
+
+    def sweep_blobs(self, *, older_than: timedelta) -> int:
+        """Deletes blobs that no manifest names: of deleted artifacts, or never committed; gives how many. Raises DATA_LOSS, and deletes
+        nothing, when a manifest cannot be read.
+
+        Only for a time when nobody commits: a blob that lies here already is not written again, and could go before its new manifest is
+        there.
+        """
+        keys = [entry["path"] for entries in obstore.list(self._objects, "manifests/") for entry in entries]
+        kept = {file.sha256 for key in keys for file in self.manifest(key.rpartition("/")[2]).files}
+        limit = datetime.now(UTC) - older_than
+        blobs = [entry for entries in obstore.list(self._objects, "blobs/") for entry in entries]
+        gone = [blob["path"] for blob in blobs if blob["last_modified"] < limit and blob["path"].rpartition("/")[2] not in kept]
+        for path in gone:
+            self.delete(path)
+        return len(gone)
+
 
 class Spool:
     """A folder where uploads grow until they are whole, so that one that was cut off goes on where it was."""
@@ -169,6 +193,14 @@ class Spool:
     def drop(self, sha256: str) -> None:
         """Forgets a file."""
         self.path(sha256).unlink(missing_ok=True)
+
+    def sweep(self, *, older_than: timedelta) -> int:
+        """Forgets files that nothing was written to for so long, whatever goes on meanwhile; gives how many."""
+        limit = time.time() - older_than.total_seconds()
+        gone = [path for path in self._folder.iterdir() if path.is_file() and path.stat().st_mtime < limit]
+        for path in gone:
+            path.unlink(missing_ok=True)
+        return len(gone)
 
 
 def _out_of_range(file: File, offset: int, size: int) -> AtelierError:

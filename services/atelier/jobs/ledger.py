@@ -81,17 +81,15 @@ class JobLedger:
                 _append(session, row, [state_event(State.CANCELLING)])
             return _job(row)
 
-    def delete(self, name: str) -> list[Checkpoint]:
-        """Forgets a job that has ended; gives its checkpoints, whose files are the caller's to delete."""
+    def delete(self, name: str) -> None:
+        """Forgets a job that has ended; what it has in the store is the caller's to delete."""
         with self._database.transaction() as session:
             row = _row(session, name)
             if row.state not in ENDED:
                 raise failed_precondition("JOB_NOT_ENDED", f"{name} is {row.state}: cancel it first", state=row.state)
-            checkpoints = _checkpoints(session, row.id)
             for table in (EventRow, CheckpointRow, RequestRow):
                 session.execute(delete(table).where(table.job == row.id))
             session.delete(row)
-            return checkpoints
 
     # For the reconciler.
 
@@ -243,6 +241,7 @@ def _job(row: JobRow) -> Job:
     return Job(
         id=row.id, service=row.service, method=row.method, spec=row.spec, state=State(row.state), attempt=row.attempt,
         failures=row.failures, create_time=row.create_time, start_time=row.start_time, end_time=row.end_time,
-        heartbeat_time=row.heartbeat_time, last_sequence=row.last_sequence, progress=row.progress, error=row.error, inputs=tuple(row.inputs), reads=tuple(row.reads),
-        outputs=tuple(Output(**o) for o in row.outputs), plan=tuple(row.plan), tags=tuple(row.tags), processes=row.processes,
+        heartbeat_time=row.heartbeat_time, last_sequence=row.last_sequence, progress=row.progress, error=row.error,
+        inputs=tuple(row.inputs), reads=tuple(row.reads), outputs=tuple(Output(**o) for o in row.outputs), plan=tuple(row.plan),
+        tags=tuple(row.tags), processes=row.processes,
     )  # fmt: skip

@@ -77,10 +77,8 @@ class JobsServicer(job_pb2_grpc.JobsServicer):
         return job_pb2.WatchJobResponse(event=message)
 
     def _delete(self, name: str) -> None:
-        events, _ = self._ledger.events(name, after_sequence=0, limit=1_000_000)
-        pictures = [message.sample for event in events if (message := event_to_message(event)).WhichOneof("event") == "sample"]
-        for checkpoint in self._ledger.delete(name):
-            for file in checkpoint.files:
-                self._store.delete(f"{checkpoint.prefix}/{file.path}")
-        for picture in pictures:
-            self._store.delete(picture_key(name, picture.step, picture.index))
+        self._ledger.delete(name)
+        identifier = name.removeprefix("jobs/")
+        # By prefix, so that what an attempt wrote and could not commit goes too.
+        for place in ("checkpoints", "pictures"):
+            self._store.delete_below(f"{place}/{identifier}/")

@@ -88,9 +88,12 @@ def channel(target: str, *, token: str = "", credentials: grpc.ChannelCredential
     return grpc.intercept_channel(plain, _TokenInterceptor(token)) if token else plain
 
 
-def aio_channel(target: str) -> grpc.aio.Channel:
-    """A plain channel to `host:port`, for asyncio; the caller sends its token as metadata of each call (see `bearer`)."""
-    return grpc.aio.insecure_channel(target, options=_OPTIONS)
+def aio_channel(target: str, *, repeats: bool = True) -> grpc.aio.Channel:
+    """A plain channel to `host:port`, for asyncio; the caller sends its token as metadata of each call (see `bearer`).
+
+    `repeats`: whether gRPC repeats idempotent calls; not for calls that another has made and may not have given a request id.
+    """
+    return grpc.aio.insecure_channel(target, options=(*_OPTIONS, ("grpc.enable_retries", int(repeats))))
 
 
 def bearer(token: str) -> tuple[tuple[str, str], ...]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -57,7 +58,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         except grpc.aio.AbortError:  # a handler that aborts by itself, as health and reflection do
             code = "ABORTED_BY_HANDLER"
             raise
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             code = "CANCELLED"
             raise
         except Exception:
@@ -99,8 +100,14 @@ def _wrap(handler: grpc.RpcMethodHandler[Any, Any], call: Callable[[Any], Any]) 
 
     async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
         async with call(context):
-            async for response in behavior(checked(request), context):
-                yield response
+            answer = behavior(checked(request), context)
+            if inspect.isawaitable(answer):  # sends its messages by itself, as health's Watch does
+                await answer
+                return
+            # Closed here and not some time later: a client that is gone ends the work behind it at once.
+            async with aclosing(answer) as responses:
+                async for response in responses:
+                    yield response
 
     make = {
         (False, False): grpc.unary_unary_rpc_method_handler,

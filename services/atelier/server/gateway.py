@@ -6,7 +6,8 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -17,6 +18,7 @@ from atelier.rpc.status import DETAILS, from_call
 from atelier.server.deployments import Deployment, DeploymentLedger
 from atelier.server.messages import SAMPLER_WORDS
 from atelier.server.pool import Pools
+from atelier.server.pool import Status as Standing
 from atelier.v1 import image_pb2, image_pb2_grpc, replica_pb2, replica_pb2_grpc, server_pb2
 
 DEFAULT_STEPS, DEFAULT_GUIDANCE = 20, 5.0
@@ -47,14 +49,15 @@ class ImagesServicer(image_pb2_grpc.ImagesServicer):
         self._in_work += 1
         try:
             deployment, sample = await asyncio.to_thread(self._prepare, request)
-            async for response in self._sample(deployment, sample, context):
-                yield response
+            async with aclosing(self._sample(deployment, sample, context)) as responses:
+                async for response in responses:
+                    yield response
         finally:
             self._in_work -= 1
 
     async def _sample(
         self, deployment: Deployment, sample: replica_pb2.SampleRequest, context: Any
-    ) -> AsyncIterator[image_pb2.GenerateResponse]:
+    ) -> AsyncGenerator[image_pb2.GenerateResponse]:
         """Passes the call on; once more when a replica or proxy was lost before a picture was sent."""
         end = time.monotonic() + (context.time_remaining() or MAX_SECONDS)
         metadata = (
@@ -63,35 +66,29 @@ class ImagesServicer(image_pb2_grpc.ImagesServicer):
             ("multiplexed_model_id", deployment.model),
         )
         for attempt in (1, 2):
-            sent = False
+            pictures = 0
             call = self._sampling.Sample(sample, metadata=metadata, timeout=end - time.monotonic())
             try:
                 async for response in call:
-                    sent = sent or response.WhichOneof("part") == "image"
-                    yield response
-                return
+                    pictures += response.WhichOneof("part") == "image"
+                    if response.WhichOneof("part"):  # an empty message comes before an error, see Replica.Sample
+                        yield response
+                if pictures == sample.request.count:
+                    return
             except grpc.aio.AioRpcError as error:
                 found = _translate(error)
                 if found is not None:
                     raise found from None
-                if sent or attempt == 2:
-                    raise unavailable("REPLICA_LOST", "the replica was lost: try again", retry_after_seconds=1.0) from None
             finally:
                 call.cancel()
+            if pictures or attempt == 2:
+                raise unavailable("REPLICA_LOST", "the replica was lost: try again", retry_after_seconds=1.0)
 
     def _prepare(self, request: image_pb2.GenerateRequest) -> tuple[Deployment, replica_pb2.SampleRequest]:
         deployment = self._deployment(request.deployment)
-        status = self._pools.status(deployment)
-        if status.state == server_pb2.DEPLOYMENT_STATE_FAILED:
-            raise AtelierError(Status.FAILED_PRECONDITION, "DEPLOYMENT_FAILED", f"{deployment.name} cannot answer: {status.message}")
-        if status.state != server_pb2.DEPLOYMENT_STATE_READY:
-            sentence = f"{deployment.name} is not ready: {status.message}"
-            raise unavailable("DEPLOYMENT_NOT_READY", sentence, retry_after_seconds=1.0)
-        width, height = self._pools.size(deployment.model)
         complete = image_pb2.GenerateRequest()
         complete.CopyFrom(request)
         complete.deployment = deployment.name
-        complete.width, complete.height = request.width or width, request.height or height
         complete.steps, complete.count = request.steps or DEFAULT_STEPS, request.count or 1
         complete.sampler = request.sampler or image_pb2.SAMPLER_EULER
         complete.guidance_scale = request.guidance_scale if request.HasField("guidance_scale") else DEFAULT_GUIDANCE
@@ -99,8 +96,20 @@ class ImagesServicer(image_pb2_grpc.ImagesServicer):
         violations = check(complete, deployment)
         if violations:
             raise invalid(violations)
+        status = self._check_ready(deployment)
+        width, height = self._pools.size(deployment.model)
+        complete.width, complete.height = request.width or width, request.height or height
         engines = [status.engine_artifact] if status.engine_artifact else []
         return deployment, replica_pb2.SampleRequest(request=complete, model=f"artifacts/{deployment.model}", engines=engines)
+
+    def _check_ready(self, deployment: Deployment) -> Standing:
+        status = self._pools.status(deployment)
+        if status.state == server_pb2.DEPLOYMENT_STATE_FAILED:
+            raise AtelierError(Status.FAILED_PRECONDITION, "DEPLOYMENT_FAILED", f"{deployment.name} cannot answer: {status.message}")
+        if status.state != server_pb2.DEPLOYMENT_STATE_READY:
+            sentence = f"{deployment.name} is not ready: {status.message}"
+            raise unavailable("DEPLOYMENT_NOT_READY", sentence, retry_after_seconds=1.0)
+        return status
 
     def _deployment(self, name: str) -> Deployment:
         if name:
@@ -115,11 +124,11 @@ class ImagesServicer(image_pb2_grpc.ImagesServicer):
 
 
 def check(request: image_pb2.GenerateRequest, deployment: Deployment) -> list[Violation]:
-    """Everything that is wrong with a complete request, at once."""
+    """Everything that is wrong with a request, at once; a size that is 0 is the model's own."""
     found = []
     for name in ("width", "height"):
         value = getattr(request, name)
-        if value % MULTIPLE or not MULTIPLE <= value <= MAX_SIDE:
+        if value and (value % MULTIPLE or not MULTIPLE <= value <= MAX_SIDE):
             found.append(Violation(name, f"must be a multiple of {MULTIPLE} between {MULTIPLE} and {MAX_SIDE}, got {value}"))
     for name, most in (("steps", deployment.max_steps), ("count", deployment.max_count)):
         value = getattr(request, name)
@@ -143,7 +152,8 @@ def _translate(error: grpc.aio.AioRpcError) -> AtelierError | None:
     ours = any(key == DETAILS for key, _ in error.trailing_metadata() or ())
     if ours:
         return from_call(error)
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL):
+    # CANCELLED: not by this side, so by a proxy or replica that stops.
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED):
         return None
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         sentence = "all replicas are busy: try again later"

@@ -19,7 +19,7 @@ class PassThrough(grpc.GenericRpcHandler):  # type: ignore[misc]
     """`addresses`: service (`Trainer`) -> `host:port`. Their calls are all unary."""
 
     def __init__(self, addresses: Mapping[str, str]) -> None:
-        self._channels = {service: aio_channel(address) for service, address in addresses.items() if service in PASSED}
+        self._channels = {service: aio_channel(address, repeats=False) for service, address in addresses.items() if service in PASSED}
 
     @property
     def names(self) -> list[str]:

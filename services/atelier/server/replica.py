@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +32,30 @@ class Replica:
         self._node = Node(self._settings, replica=secrets.token_hex(4))
 
     async def Sample(self, request: replica_pb2.SampleRequest, grpc_context: Any) -> AsyncIterator[image_pb2.GenerateResponse]:
-        """Makes pictures. Errors go as status and details: what is raised here would show its traceback to the client."""
+        """Makes pictures. Errors go as status and details: what is raised here would show its traceback to the client.
+
+        Serve's proxy learns status and details with a message only, so an error sends one more, empty message.
+        """
         try:
             self._authorize(grpc_context)
-            async for response in self._pictures(request):
-                yield response
+            async with aclosing(self._pictures(request)) as responses:
+                async for response in responses:
+                    yield response
         except AtelierError as error:
             _set_error(grpc_context, error)
+            yield image_pb2.GenerateResponse()
         except asyncio.CancelledError:
             raise
         except Exception:
             self._node.logger.exception("a request failed")
             _set_error(grpc_context, AtelierError(Status.INTERNAL, "REPLICA_FAILED", "the replica failed; its log has the traceback"))
+            yield image_pb2.GenerateResponse()
 
     def check_health(self) -> None:
         """Raises when the device hangs or is lost: Serve replaces the replica."""
         self._node.check_health(stuck_seconds=STUCK_SECONDS)
 
-    async def _pictures(self, request: replica_pb2.SampleRequest) -> AsyncIterator[image_pb2.GenerateResponse]:
+    async def _pictures(self, request: replica_pb2.SampleRequest) -> AsyncGenerator[image_pb2.GenerateResponse]:
         variant = await asyncio.to_thread(self._node.variant, request.model, list(request.engines))
         loop = asyncio.get_running_loop()
         outbox = Outbox(loop)

@@ -12,6 +12,7 @@ from atelier.artifacts.catalog import Catalog
 from atelier.artifacts.manifest import Kind
 from atelier.errors import AtelierError, Violation, invalid
 from atelier.jobs.pools import choose
+from atelier.jobs.submission import MAX_REQUEST_ID
 from atelier.server.deployments import Deployment, DeploymentLedger
 from atelier.server.pool import Pools
 from atelier.v1 import server_pb2, server_pb2_grpc
@@ -70,6 +71,8 @@ class ServerServicer(server_pb2_grpc.ServerServicer):
         violations = []
         if not ID.fullmatch(request.deployment_id):
             violations.append(Violation("deployment_id", "use lower case letters, digits and dashes, at most 63"))
+        if len(request.request_id) > MAX_REQUEST_ID:
+            violations.append(Violation("request_id", f"at most {MAX_REQUEST_ID} characters, got {len(request.request_id)}"))
         wanted = self._checked(Deployment(id=request.deployment_id, model="", pool=""), request.deployment, None, violations)
         if request.validate_only:
             return self._message(wanted)

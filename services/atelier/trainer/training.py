@@ -141,7 +141,8 @@ def _loss(run: Run, batch: Batch) -> Tensor:
     latents, noise, timesteps = batch.latents.to(device), batch.noise.to(device), batch.timesteps.to(device)
     alphas = run.alphas_cumprod.to(device)
     noisy = loss.add_noise(latents, noise, timesteps, alphas_cumprod=alphas)
-    prediction = (run.forward or run.unet)(noisy, timesteps, batch.embeddings.to(device), return_dict=False)[0]
+    forward = run.unet if run.forward is None else run.forward  # a compiled module has no truth value
+    prediction = forward(noisy, timesteps, batch.embeddings.to(device), return_dict=False)[0]
     wanted = loss.target(latents, noise, timesteps, alphas_cumprod=alphas, prediction_type=run.prediction_type)
     weights = None
     if spec.snr_gamma is not None:

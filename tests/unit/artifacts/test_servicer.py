@@ -169,3 +169,13 @@ async def test_import_stays_below_the_allowed_folders(world: World, tmp_path: Pa
     for source in (other, allowed / "link", allowed / ".." / "other"):
         error = await world.refused(lambda c, source=source: c.artifacts.import_(str(source)))
         assert error.status is Status.INVALID_ARGUMENT
+
+
+async def test_facts_that_are_no_json_and_sources_that_may_move_are_refused(world: World, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "in")
+    moving = [artifact_pb2.ArtifactSource(role="base", artifact="base")]
+    nan = await world.refused(lambda c: c.artifacts.upload(folder, metadata={"loss": float("nan")}))
+    source = await world.refused(lambda c: c.artifacts.upload(folder, sources=moving))
+    assert (nan.status, source.status) == (Status.INVALID_ARGUMENT, Status.INVALID_ARGUMENT)
+    assert [violation.field for violation in source.violations] == ["sources[0].artifact"]
+    assert (await world.ask(lambda c: list(c.artifacts.list()))) == []

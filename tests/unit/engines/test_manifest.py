@@ -25,7 +25,7 @@ def test_metadata_survives_json() -> None:
 def test_an_engine_is_looked_up_by_what_it_is_for() -> None:
     key = engine_key(graph=ENGINE.graph, fingerprint=MACHINE, backend=Backend.OPENVINO, precision=Precision.BF16, profile=ENGINE.profile)
     assert key == ENGINE.key == ENGINE.to_metadata()["key"]
-    assert key.endswith("/openvino/bf16/128x128-b2.4.8")
+    assert key.endswith("/openvino/bf16/128x128-b2.4.8.16")
 
 
 def test_usable_engines_come_fastest_first() -> None:

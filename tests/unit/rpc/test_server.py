@@ -113,6 +113,16 @@ async def test_health_needs_no_token_and_names_the_service() -> None:
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
+async def test_health_can_be_watched() -> None:
+    def watch(plain: grpc.Channel) -> Any:
+        stream = health_pb2_grpc.HealthStub(plain).Watch(health_pb2.HealthCheckRequest(service="atelier.v1.Jobs"), timeout=10)
+        first = next(stream)
+        stream.cancel()
+        return first.status
+
+    assert await ask(watch, authorize=auth.bearer_token("right")) == health_pb2.HealthCheckResponse.SERVING
+
+
 async def test_reflection_lists_the_services() -> None:
     def names(plain: grpc.Channel) -> set[str]:
         request = reflection_pb2.ServerReflectionRequest(list_services="")

@@ -80,10 +80,19 @@ async def is_full(context: Any) -> AsyncIterator[Any]:
     yield
 
 
+async def ends_early(context: Any) -> AsyncIterator[Any]:
+    yield image_pb2.GenerateResponse(progress=image_pb2.GenerateProgress(step=1, total_steps=2))
+
+
 async def refuses(context: Any) -> AsyncIterator[Any]:
+    yield image_pb2.GenerateResponse()  # as a replica does
     code, message, metadata = abort_arguments(AtelierError(Status.FAILED_PRECONDITION, "MODEL_NOT_USABLE", "compile it for this device"))
     context.set_trailing_metadata(metadata)
     await context.abort(code, message)
+
+
+async def is_stopped(context: Any) -> AsyncIterator[Any]:
+    await context.abort(grpc.StatusCode.CANCELLED, "replica 5f is shutting down")
     yield
 
 
@@ -208,3 +217,46 @@ async def test_a_deployment_that_is_not_ready_says_why(tmp_path: Path) -> None:
         error = await error_of(stub)
     assert error.status is Status.UNAVAILABLE and "weights" in error.message
     assert replicas.asked == []
+
+
+async def test_what_is_wrong_is_said_even_while_the_deployment_is_not_ready(tmp_path: Path) -> None:
+    async with gateway(FakeReplicas(draws), tmp_path, pools=FakePools(server_pb2.DEPLOYMENT_STATE_PENDING)) as stub:
+        error = await error_of(stub, width=100)
+    assert [violation.field for violation in error.violations] == ["width"]
+
+
+async def test_an_early_deadline_is_the_clients_and_ends_the_call_behind(tmp_path: Path) -> None:
+    replicas = FakeReplicas(never_ends)
+    async with gateway(replicas, tmp_path) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in stub.Generate(image_pb2.GenerateRequest(prompt="a fox"), timeout=0.5):
+                pass
+        await asyncio.wait_for(replicas.gone.wait(), 5)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert 0 < replicas.asked[0][2] <= 0.5
+
+
+@pytest.mark.parametrize("turn", [is_stopped, ends_early])
+async def test_a_call_that_was_ended_behind_before_its_time_is_asked_once_more(tmp_path: Path, turn: Any) -> None:
+    async with gateway(FakeReplicas(turn, draws), tmp_path) as stub:
+        found = await responses(stub)
+    assert found[-1].image.png == b"png"
+
+
+async def test_a_gateway_is_free_again_after_a_client_has_gone(tmp_path: Path) -> None:
+    replicas = FakeReplicas(never_ends, draws)
+    async with gateway(replicas, tmp_path, max_in_work=1) as stub:
+        call = stub.Generate(image_pb2.GenerateRequest(prompt="a fox"))
+        await call.read()
+        call.cancel()
+        await asyncio.wait_for(replicas.gone.wait(), 5)
+        assert (await responses(stub))[-1].image.png == b"png"
+
+
+async def test_a_drawn_seed_differs_from_call_to_call_and_a_given_one_stays(tmp_path: Path) -> None:
+    replicas = FakeReplicas(draws)
+    async with gateway(replicas, tmp_path) as stub:
+        for fields in ({}, {}, {"seed": 0}):
+            await responses(stub, **fields)
+    first, second, given = (sample.request.seed for sample, *_ in replicas.asked)
+    assert first != second and given == 0

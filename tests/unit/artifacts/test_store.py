@@ -1,0 +1,88 @@
+"""What the store forgets, and what it keeps."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from atelier.artifacts.manifest import File, Kind, Manifest
+from atelier.artifacts.store import Spool, Store
+from atelier.errors import AtelierError, Status
+
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(f"file://{tmp_path / 'store'}")
+
+
+def put(store: Store, folder: Path, text: str, *, age: timedelta) -> File:
+    path = folder / "file"
+    path.write_text(text)
+    file = File(path=f"{text}.txt", size=len(text), sha256=hashlib.sha256(text.encode()).hexdigest())
+    store.put_blob(path, file)
+    local = store.local_path(file.sha256)
+    assert local is not None
+    old = time.time() - age.total_seconds()
+    os.utime(local, (old, old))
+    return file
+
+
+def test_a_sweep_takes_old_blobs_that_no_artifact_has_and_no_others(store: Store, tmp_path: Path) -> None:
+    kept = put(store, tmp_path, "kept", age=DAY * 3)
+    fresh = put(store, tmp_path, "fresh", age=timedelta(hours=1))
+    orphan = put(store, tmp_path, "orphan", age=DAY * 3)
+    store.put_manifest(Manifest(kind=Kind.DATASET, files=(kept,)))
+    store.put_object("checkpoints/a/1-00000005/weights", b"x")
+    assert store.sweep_blobs(older_than=DAY) == 1
+    assert [store.has_blob(file) for file in (kept, fresh, orphan)] == [True, True, False]
+    assert store.object("checkpoints/a/1-00000005/weights") == b"x"
+
+
+def test_a_deleted_artifact_keeps_what_another_shares(store: Store, tmp_path: Path) -> None:
+    shared, own = put(store, tmp_path, "shared", age=DAY * 2), put(store, tmp_path, "own", age=DAY * 2)
+    manifest = Manifest(kind=Kind.DATASET, files=(shared, own))
+    store.put_manifest(manifest)
+    store.put_manifest(Manifest(kind=Kind.DATASET, files=(shared,)))
+    store.delete_manifest(manifest.digest)
+    assert store.sweep_blobs(older_than=DAY) == 1
+    assert (store.has_blob(shared), store.has_blob(own)) == (True, False)
+
+
+def test_nothing_is_swept_beside_a_damaged_manifest(store: Store, tmp_path: Path) -> None:
+    orphan = put(store, tmp_path, "orphan", age=DAY * 2)
+    store.put_object(f"manifests/{'0' * 64}", Manifest(kind=Kind.DATASET, files=(orphan,)).canonical_json())
+    with pytest.raises(AtelierError) as caught:
+        store.sweep_blobs(older_than=DAY)
+    assert caught.value.status is Status.DATA_LOSS
+    assert store.has_blob(orphan)
+
+
+@pytest.mark.parametrize("url", ["memory://", "file://{}"])
+def test_deleting_below_a_prefix_spares_its_neighbours(url: str, tmp_path: Path) -> None:
+    store = Store.open(url.format(tmp_path / "store"))
+    for key in ("checkpoints/ab/1/weights/x", "checkpoints/ab/2/weights/x", "checkpoints/abc/1/weights/x"):
+        store.put_object(key, b"x")
+    store.delete_below("checkpoints/ab/")
+    store.delete_below("checkpoints/nobody/")
+    assert store.object("checkpoints/abc/1/weights/x") == b"x"
+    with pytest.raises(FileNotFoundError):
+        store.object("checkpoints/ab/1/weights/x")
+
+
+def test_an_upload_that_goes_on_is_not_swept(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    old, running = (File(path=name, size=10, sha256=digit * 64) for name, digit in (("old", "a"), ("running", "b")))
+    for file in (old, running):
+        spool.write(file, 0, b"12345")
+        past = time.time() - DAY.total_seconds() * 2
+        os.utime(spool.path(file.sha256), (past, past))
+    spool.write(running, 5, b"678")
+    assert spool.sweep(older_than=DAY) == 1
+    assert (spool.size(old.sha256), spool.size(running.sha256)) == (0, 8)
