@@ -39,13 +39,13 @@ def main() -> None:
 def write(group: Group) -> None:
     """Puts a group into the page."""
     sections = re.split(r"^(?=## )", PAGE.read_text(), flags=re.MULTILINE)[1:] if PAGE.exists() else []
-    own = group.markdown().replace("\n\n", f"\n\n{machine()} ", 1) + "\n"
+    own = group.markdown().replace("\n\n", f"\n\n{machine()} ", 1)
     places = [index for index, section in enumerate(sections) if section.startswith(f"## {group.title}\n")]
     if places:
         sections[places[0]] = own
     else:
         sections.append(own)
-    PAGE.write_text(HEAD + "".join(sections).rstrip() + "\n")
+    PAGE.write_text(HEAD + "\n\n".join(section.strip() for section in sections) + "\n")
 
 
 def machine() -> str:
