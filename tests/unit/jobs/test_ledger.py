@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -314,3 +316,18 @@ def test_events_are_numbered_without_gaps_and_pages_do_not_overlap(ledger: JobLe
     rest, end = ledger.page(state=None, page_size=3, page_token=token)
     assert {job.name for job in (*page, *rest)} == set(names) and end == ""
     assert refused(lambda: ledger.page(state=None, page_size=3, page_token="x")).status is Status.INVALID_ARGUMENT
+
+
+def test_whoever_opens_a_new_ledger_waits_for_another_that_makes_it(tmp_path: Path) -> None:
+    # SQLite refuses the change to WAL at once, whatever the timeout, while another connection writes in the old mode.
+    other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE half_made (id)")
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("INSERT INTO half_made VALUES (1)")
+    threading.Timer(0.3, lambda: other.execute("COMMIT")).start()
+    database = Database(f"sqlite:///{tmp_path / 'ledger.db'}")
+    database.create_tables()
+    with database.engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+    database.close()
+    other.close()
