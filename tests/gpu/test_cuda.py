@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import os
 import queue
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +21,12 @@ from atelier import base_model
 from atelier.artifacts.manifest import Kind
 from atelier.compiler.worker import execute as compile_job
 from atelier.engines import engine as engines
+from atelier.engines.backends import tensorrt
 from atelier.engines.detect import detect
-from atelier.engines.manifest import Backend, EngineManifest
+from atelier.engines.manifest import Backend, EngineManifest, Precision
+from atelier.engines.parity import BOUNDS, relative_l2
 from atelier.errors import AtelierError, Status
-from atelier.graphs.model import load_model
+from atelier.graphs.model import load_model, load_unet
 from atelier.jobs.context import FolderContext
 from atelier.server.batching import Request, StepLoop
 from atelier.server.weights import Variant
@@ -29,12 +36,26 @@ from atelier.v1 import compiler_pb2, trainer_pb2
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1200)]
 LEAST_PSNR = 30.0
 """Decibels: half precision against fp32, on another device."""
+RUNTIME_ALONE = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+module = torch.jit.load(sys.argv[2])
+rows = torch.load(sys.argv[3], weights_only=True)
+torch.save(module(*(tensor.cuda() for tensor in rows)).cpu(), sys.argv[4])
+"""
+
+
+def torch_tensorrt() -> Any:
+    try:
+        return tensorrt.require()
+    except AtelierError as error:
+        pytest.skip(error.message)
 
 
 @pytest.mark.parametrize("backend", [compiler_pb2.BACKEND_INDUCTOR, compiler_pb2.BACKEND_TENSORRT])
 def test_an_engine_agrees_with_eager_and_runs_on_this_device_only(tmp_path: Path, backend: compiler_pb2.Backend.ValueType) -> None:
     if backend == compiler_pb2.BACKEND_TENSORRT:
-        pytest.importorskip("torch_tensorrt")
+        torch_tensorrt()
     context = FolderContext(tmp_path)
     model = context.add(Kind.MODEL, base_model.folder())
     profile = compiler_pb2.ShapeProfile(batch_sizes=[2])
@@ -47,6 +68,33 @@ def test_an_engine_agrees_with_eager_and_runs_on_this_device_only(tmp_path: Path
     with pytest.raises(AtelierError) as refused:
         engines.load(artifact.folder, manifest=manifest, fingerprint=other, device="cuda")
     assert refused.value.status is Status.FAILED_PRECONDITION
+
+
+def test_torchscript_of_tensorrt_needs_its_runtime_alone(tmp_path: Path) -> None:
+    runtime = Path(torch_tensorrt().__file__).parent / "lib" / "libtorchtrt_runtime.so"
+    libraries = Path(importlib.import_module("tensorrt_libs").__file__ or "").parent
+    context = FolderContext(tmp_path)
+    request = compiler_pb2.CompileRequest(
+        model=context.add(Kind.MODEL, base_model.folder()),
+        backend=compiler_pb2.BACKEND_TENSORRT,
+        precision=compiler_pb2.ENGINE_PRECISION_FP16,
+        output=compiler_pb2.COMPILE_OUTPUT_TORCHSCRIPT,
+    )
+    compile_job(request, context)
+    artifact = context.artifact(context.outputs["torchscript"])
+    shapes, dtype = artifact.manifest.metadata["optimized_shapes"], torch.float16
+    rows = (
+        torch.randn(shapes["sample"], dtype=dtype),
+        torch.full(shapes["timesteps"], 500.0),
+        torch.randn(shapes["encoder_hidden_states"], dtype=dtype),
+    )
+    torch.save(rows, tmp_path / "rows.pt")
+    paths = [runtime, artifact.folder / "optimized_module.pt", tmp_path / "rows.pt", tmp_path / "answer.pt"]
+    environment = {**os.environ, "LD_LIBRARY_PATH": f"{libraries}:{os.environ.get('LD_LIBRARY_PATH', '')}"}
+    subprocess.run([sys.executable, "-c", RUNTIME_ALONE, *map(str, paths)], check=True, env=environment)
+    with torch.no_grad():
+        expected = load_unet(base_model.folder())(*(tensor.float() for tensor in rows))[0]
+    assert relative_l2(torch.load(tmp_path / "answer.pt"), expected) < BOUNDS[Precision.FP16]
 
 
 def test_a_run_in_fp16_learns(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ BASE_OPTIONS: Mapping[str, Any] = {
     "min_block_size": 1,
     # The default takes every attention bias for a causal mask.
     "attn_bias_is_causal": False,
+    # With TF32, the default, an engine in fp32 would never keep its bound.
+    "disable_tf32": True,
     "optimization_level": 4,
 }
 PLAN_OPTIONS: Mapping[str, Any] = {**BASE_OPTIONS, "immutable_weights": False}
@@ -64,7 +66,10 @@ def build(program: Program, target: Path) -> None:
         inputs = list(program.inputs(batch, program.dtype, torch.contiguous_format))
         with recorded_weights(torch_tensorrt) as recorded:
             # A timing cache is bound to the GPU; one of this build alone cannot be of another.
-            plan = convert(exported, arg_inputs=inputs, timing_cache_path=str(target / "timing.cache"), **PLAN_OPTIONS)
+            try:
+                plan = convert(exported, arg_inputs=inputs, timing_cache_path=str(target / "timing.cache"), **PLAN_OPTIONS)
+            except (RuntimeError, AssertionError) as error:  # how it says that it knows an operation not, or that TensorRT gave nothing
+                raise ValueError(f"Torch-TensorRT found no plan for batch {batch}; the worker's log says why") from error
         (target / f"batch-{batch}.plan").write_bytes(plan)
         maps[str(batch)], rest = map_weights(recorded, distinct_weights(program.graph, dtype=program.dtype))
         constants |= {f"{batch}/{name}": tensor for name, tensor in rest.items()}
@@ -93,7 +98,7 @@ def recorded_weights(torch_tensorrt: Any) -> Iterator[dict[str, Tensor]]:
 
     All of them pass through `ConversionContext.record_weight`, which is wrapped for as long as the block lasts.
     """
-    context = importlib.import_module("torch_tensorrt.dynamo.conversion._ConversionContext").ConversionContext
+    context = torch_tensorrt.dynamo.conversion.ConversionContext
     original = context.record_weight
     recorded: dict[str, Tensor] = {}
 

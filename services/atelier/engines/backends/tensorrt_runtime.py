@@ -81,18 +81,28 @@ class TensorRTEngine:
         if engine is None:  # TensorRT's way of saying that version or device do not fit
             raise ValueError(f"TensorRT {trt.__version__} does not take the plan for batch {batch}; compile it again")
         refitter = trt.Refitter(engine, trt.Logger(trt.Logger.WARNING))
-        names = self._maps[str(batch)]
+        sources = self._sources(batch, weights, constants)
         kept = []
         for name in refitter.get_all_weights():
-            source = weights[names[name]] if name in names else constants[f"{batch}/{name}"]
+            if name not in sources:
+                raise ValueError(f"nobody knows the weight {name!r} of the plan for batch {batch}; compile it again")
+            source = sources[name]
             prototype = refitter.get_weights_prototype(name)
             tensor = source.to(_torch_dtype(trt, prototype.dtype)).contiguous()
             kept.append(tensor)
-            refitter.set_named_weights(name, trt.Weights(prototype.dtype, tensor.data_ptr(), tensor.numel()), trt.TensorLocation.DEVICE)
+            value = trt.Weights(prototype.dtype, tensor.data_ptr(), tensor.numel())
+            if not refitter.set_named_weights(name, value, trt.TensorLocation.DEVICE):
+                raise ValueError(f"TensorRT refused the weight {name!r} for batch {batch}")
         torch.cuda.synchronize(self._device)
         if refitter.get_missing_weights() or not refitter.refit_cuda_engine():
             raise ValueError(f"TensorRT refused the weights for batch {batch}")
         return engine
+
+    def _sources(self, batch: int, weights: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What goes into a plan, by the plan's names: the model's weights, and the tables that were built in."""
+        prefix = f"{batch}/"
+        tables = {name.removeprefix(prefix): tensor for name, tensor in constants.items() if name.startswith(prefix)}
+        return tables | {plan_name: weights[name] for plan_name, name in self._maps[str(batch)].items()}
 
     def _check(self, runner: TensorRTRunner, weights: Mapping[str, Tensor]) -> None:
         unet = empty_part(self._folder.parent, self._folder.name)
