@@ -94,9 +94,11 @@ def run_rows(runner: Runner, inputs: Inputs, *, batch: int, rows: int) -> Tensor
 def compare(runner: Runner, reference: Runner, *, inputs: Inputs, batch_sizes: Sequence[int], precision: Precision) -> Parity:
     """How far `runner` is off `reference` at each batch. `inputs` has at least four rows, and as many as the largest batch."""
     assert len(inputs) >= max(NUM_TIMESTEPS, *batch_sizes), "every batch needs its rows"
-    expected = run_rows(reference, inputs, batch=batch_sizes[0], rows=len(inputs))
     errors = {}
-    for batch in batch_sizes:
-        rows = max(batch, NUM_TIMESTEPS)
-        errors[batch] = relative_l2(run_rows(runner, inputs, batch=batch, rows=rows), expected[:rows])
+    # Convolutions in TF32, PyTorch's default on CUDA, would be off by more than fp32's bound.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        expected = run_rows(reference, inputs, batch=batch_sizes[0], rows=len(inputs))
+        for batch in batch_sizes:
+            rows = max(batch, NUM_TIMESTEPS)
+            errors[batch] = relative_l2(run_rows(runner, inputs, batch=batch, rows=rows), expected[:rows])
     return Parity(bound=BOUNDS[precision], errors=errors)

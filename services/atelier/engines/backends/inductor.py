@@ -123,7 +123,9 @@ class InductorRunner:
             if tuple(tensor.shape) != (batch, *shape):
                 raise ValueError(f"{name} has shape {list(tensor.shape)}, the engine takes {[batch, *shape]}")
             fitted.append(self._fit(tensor))
-        answer: Tensor = self._package(*fitted)
+        # As it was compared: without TF32, which would be PyTorch's default for convolutions on CUDA.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            answer: Tensor = self._package(*fitted)
         return answer.to(inputs[0].dtype if inputs[0].is_floating_point() else torch.float32)
 
     def _fit(self, tensor: Tensor) -> Tensor:
