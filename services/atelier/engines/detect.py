@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from atelier.engines.fingerprint import Fingerprint
 
@@ -32,13 +33,13 @@ def detect(device: str = "auto") -> Fingerprint:
     torch_version = _version("torch")
     if not torch_version:
         raise ValueError("PyTorch is not installed here")
-    gpu = query_gpu() if device in ("auto", "cuda") else None
-    if gpu and _torch_sees_cuda():
-        product, driver, capability = gpu
+    driver = query_driver() if device in ("auto", "cuda") else ""
+    gpu = _torch_gpu() if driver else None
+    if gpu is not None:
         return Fingerprint(
             device="cuda",
-            product=product,
-            capability=capability,
+            product=product_label(gpu.name),
+            capability=f"{gpu.major}.{gpu.minor}",
             driver=driver,
             torch=public(torch_version),
             backends=_cuda_backends(torch_version),
@@ -75,26 +76,28 @@ def read_cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
     return set(match[1].split()) if match else set()
 
 
-def query_gpu() -> tuple[str, str, str] | None:
-    """Product label, driver branch and compute capability of the first GPU, as the driver tells; None where there is none."""
+def query_driver() -> str:
+    """The branch of NVIDIA's driver, as the driver tells; empty where there is none."""
     program = shutil.which("nvidia-smi")
     if program is None:
-        return None
-    command = [program, "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
+        return ""
+    command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_SECONDS, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return None
-    return parse_gpu(answer)
+        return ""
+    return driver_branch(answer)
 
 
-def parse_gpu(answer: str) -> tuple[str, str, str] | None:
-    """`NVIDIA A10, 580.65.06, 8.6` -> (`NVIDIA-A10`, `580`, `8.6`), with the name as GPU feature discovery writes it into labels."""
-    fields = [field.strip() for field in answer.splitlines()[0].split(",")] if answer.strip() else []
-    if len(fields) != 3:
-        return None
-    name, driver, capability = fields
-    return "-".join(name.split()), driver.split(".")[0], capability
+def driver_branch(answer: str) -> str:
+    """`580.65.06`, a line for each GPU -> `580`."""
+    match = re.match(r"(\d+)\.\d", answer)
+    return match[1] if match else ""
+
+
+def product_label(name: str) -> str:
+    """`NVIDIA A10` -> `NVIDIA-A10`, as GPU feature discovery writes it into labels."""
+    return "-".join(name.split())
 
 
 def public(version: str) -> str:
@@ -102,9 +105,10 @@ def public(version: str) -> str:
     return version.split("+")[0]
 
 
-def _torch_sees_cuda() -> bool:
+def _torch_gpu() -> Any:
+    """The GPU that PyTorch computes on, which the driver's own list may not begin with; None where it can use none."""
     torch = importlib.import_module("torch")
-    return bool(torch.cuda.is_available())
+    return torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
 
 
 def _cpu_backends(torch_version: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from atelier.engines.detect import LEVELS, cpu_product, detect, parse_gpu, public, read_cpu_flags
+from atelier.engines.detect import LEVELS, cpu_product, detect, driver_branch, product_label, public, read_cpu_flags
 
 V2, V3, V4 = LEVELS["v2"], LEVELS["v2"] | LEVELS["v3"], LEVELS["v2"] | LEVELS["v3"] | LEVELS["v4"]
 
@@ -27,13 +27,13 @@ def test_a_processor_is_named_by_its_level(flags: set[str], machine: str, produc
 
 
 def test_a_gpu_is_named_as_its_node_label_is() -> None:
-    assert parse_gpu("NVIDIA A10, 580.65.06, 8.6\nNVIDIA A10, 580.65.06, 8.6\n") == ("NVIDIA-A10", "580", "8.6")
-    assert parse_gpu("NVIDIA H100 80GB HBM3, 575.57.08, 9.0\n") == ("NVIDIA-H100-80GB-HBM3", "575", "9.0")
+    assert product_label("NVIDIA A10") == "NVIDIA-A10"
+    assert product_label("NVIDIA H100 80GB HBM3") == "NVIDIA-H100-80GB-HBM3"
 
 
-@pytest.mark.parametrize("answer", ["", "\n", "No devices were found\n"])
-def test_no_gpu_is_none(answer: str) -> None:
-    assert parse_gpu(answer) is None
+@pytest.mark.parametrize(("answer", "branch"), [("580.65.06\n580.65.06\n", "580"), ("", ""), ("\n", ""), ("No devices were found\n", "")])
+def test_a_driver_is_known_by_its_branch(answer: str, branch: str) -> None:
+    assert driver_branch(answer) == branch
 
 
 def test_flags_are_those_of_the_first_processor(tmp_path: Path) -> None:
