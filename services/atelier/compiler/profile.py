@@ -8,7 +8,7 @@ from atelier import errors
 from atelier.compiler.spec import CompileSpec
 from atelier.engines.fingerprint import Fingerprint
 from atelier.engines.manifest import Backend, EngineManifest, Precision
-from atelier.engines.profile import ShapeProfile, default_batch_sizes
+from atelier.engines.profile import ShapeProfile, default_batch_sizes, side_problem
 from atelier.graphs.facts import Facts
 
 DEFAULT_BACKENDS = {"cpu": (Backend.OPENVINO, Backend.INDUCTOR), "cuda": (Backend.INDUCTOR,)}
@@ -44,10 +44,12 @@ def resolve(spec: CompileSpec, *, facts: Facts, fingerprint: Fingerprint) -> Tar
     """
     width, height = spec.width or facts.width, spec.height or facts.height
     batch_sizes = spec.batch_sizes or default_batch_sizes(device=fingerprint.device, width=width, height=height)
-    profile = ShapeProfile(width=width, height=height, batch_sizes=batch_sizes)
-    for side, pixels in (("width", profile.width), ("height", profile.height)):
+    for side, pixels in (("width", width), ("height", height)):
+        if problem := side_problem(pixels):  # the model's own size may have it too
+            raise errors.invalid_field(f"profile.{side}", problem)
         if pixels % facts.picture_multiple:
             raise errors.invalid_field(f"profile.{side}", f"must be a multiple of {facts.picture_multiple} for this model, got {pixels}")
+    profile = ShapeProfile(width=width, height=height, batch_sizes=batch_sizes)
     return Target(backend=_backend(spec, fingerprint), precision=_precision(spec, fingerprint), profile=profile, fingerprint=fingerprint)
 
 

@@ -34,13 +34,8 @@ def write_torchscript(source: Source, target: Target, folder: Path, context: Job
     """
     device = target.fingerprint.device
     precision = target.precision or Precision.FP32
-    module = load_module(source.folder, Role.UNET, dtype=DTYPES[precision], device=device).requires_grad_(False)
     inputs = Inputs.of_model(source.facts, target.profile, device=device)
-    context.progress("tracing", 0, 2)
-    files = {TRACED: _trace(module, inputs, folder / TRACED)}
-    if target.backend is Backend.TENSORRT:
-        context.progress("compiling", 1, 2)
-        files[OPTIMIZED] = _optimize(module, inputs, folder / OPTIMIZED, batch=target.profile.batch_sizes[0])
+    files = _write(source, target, precision, inputs, folder, context)
     eager = EagerRunner(load_unet(source.folder, device=device))
     figures = {}
     for name, batches in files.items():
@@ -52,6 +47,19 @@ def write_torchscript(source: Source, target: Target, folder: Path, context: Job
             raise errors.failed_precondition("PARITY_FAILED", f"{name} does not agree with eager PyTorch: {result}; it is not published")
         figures[name] = result.to_json()
     return _metadata(source, target, precision, inputs, figures)
+
+
+def _write(
+    source: Source, target: Target, precision: Precision, inputs: Inputs, folder: Path, context: JobContext
+) -> dict[str, tuple[int, ...]]:
+    """Writes the files; gives the batches that each is limited to. The module is gone before they are compared: it takes gigabytes."""
+    module = load_module(source.folder, Role.UNET, dtype=DTYPES[precision], device=target.fingerprint.device).requires_grad_(False)
+    context.progress("tracing", 0, 2)
+    files = {TRACED: _trace(module, inputs, folder / TRACED)}
+    if target.backend is Backend.TENSORRT:
+        context.progress("compiling", 1, 2)
+        files[OPTIMIZED] = _optimize(module, inputs, folder / OPTIMIZED, batch=target.profile.batch_sizes[0])
+    return files
 
 
 class _Loaded:

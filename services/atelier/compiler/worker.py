@@ -10,7 +10,7 @@ from atelier.compiler.profile import Target, resolve
 from atelier.compiler.requests import to_spec
 from atelier.compiler.spec import Output
 from atelier.engines.detect import detect
-from atelier.errors import invalid_field
+from atelier.errors import AtelierError, invalid_field
 from atelier.formats import single_file
 from atelier.graphs.facts import read_facts
 from atelier.graphs.graph import Graph, Role, read_graph
@@ -63,7 +63,13 @@ def _model(name: str, context: JobContext) -> LocalArtifact:
 def _published_before(graph: Graph, target: Target, context: JobContext) -> bool:
     """Makes an engine that is there already the job's output."""
     for precision in target.candidates():
-        found = context.find(Kind.ENGINE, target.manifest(graph.digest, precision).key)
+        try:
+            found = context.find(Kind.ENGINE, target.manifest(graph.digest, precision).key)
+        except AtelierError as error:
+            if error.reason != "NOT_SIGNED_HERE":
+                raise
+            context.log(error.message, level="warning")
+            continue
         if found:
             context.log(f"there is such an engine: artifacts/{found.digest}")
             context.publish("engine", Kind.ENGINE, found.folder, sources=found.manifest.sources, metadata=found.manifest.metadata)

@@ -66,3 +66,11 @@ def test_a_size_that_the_unet_cannot_make_is_refused() -> None:
     with pytest.raises(AtelierError) as caught:
         resolve(spec, facts=replace(FACTS, unet_factor=16), fingerprint=CPU)
     assert [violation.field for violation in caught.value.violations] == ["profile.width"]
+
+
+def test_a_models_own_size_for_which_there_is_no_engine_is_named() -> None:
+    with pytest.raises(AtelierError) as caught:
+        resolve(SPEC, facts=replace(FACTS, width=480), fingerprint=CPU)
+    assert [(v.field, v.description) for v in caught.value.violations] == [
+        ("profile.width", "must be a multiple of 64 between 64 and 2048, got 480")
+    ]

@@ -16,12 +16,12 @@ from atelier.engines import engine as engines
 from atelier.engines.detect import detect
 from atelier.engines.manifest import EngineManifest, Precision
 from atelier.engines.parity import relative_l2
-from atelier.errors import AtelierError, Status
+from atelier.errors import AtelierError, Status, failed_precondition
 from atelier.formats import single_file
 from atelier.graphs.graph import Role, read_graph
 from atelier.graphs.model import load_unet
 from atelier.graphs.weights import graph_weights
-from atelier.jobs.context import Cancelled, FolderContext
+from atelier.jobs.context import Cancelled, FolderContext, LocalArtifact
 from atelier.v1 import compiler_pb2 as pb
 
 HAS_BF16 = any(map(detect("cpu").has_flag, ("avx512_bf16", "amx_bf16")))
@@ -77,6 +77,17 @@ def test_a_model_becomes_an_engine_once(tiny: Path, context: FolderContext) -> N
     assert not any("phase" in event for event in context.events), "nothing was compiled"
 
 
+def test_an_engine_that_was_signed_elsewhere_is_built_anew(tiny: Path, tmp_path: Path) -> None:
+    class SignedElsewhere(FolderContext):
+        def find(self, kind: Kind, key: str) -> LocalArtifact | None:
+            raise failed_precondition("NOT_SIGNED_HERE", "artifacts/x was not built and signed by this installation: compile it here")
+
+    context = SignedElsewhere(tmp_path / "job")
+    compile_(context, tiny, precision=pb.ENGINE_PRECISION_FP32, profile=pb.ShapeProfile(batch_sizes=[2]))
+    assert list(context.outputs) == ["engine"]
+    assert any("not built and signed" in event.get("message", "") for event in context.events)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_BF16, reason="this processor has no bf16")
 def test_an_engine_that_fails_parity_is_not_published(tiny: Path, context: FolderContext) -> None:
@@ -89,12 +100,14 @@ def test_an_engine_that_fails_parity_is_not_published(tiny: Path, context: Folde
     assert len(list((context.root / "artifacts").iterdir())) == 1, "the model alone"
 
 
-def test_what_does_not_agree_with_eager_pytorch_is_not_published(tiny: Path, context: FolderContext, tmp_path: Path) -> None:
+@pytest.mark.parametrize("output", [pb.COMPILE_OUTPUT_ENGINE, pb.COMPILE_OUTPUT_TORCHSCRIPT])
+def test_what_does_not_agree_with_eager_pytorch_is_not_published(tiny: Path, context: FolderContext, tmp_path: Path, output: Any) -> None:
     shutil.copytree(tiny, tmp_path / "model")
     path = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(path)
     save_file({**tensors, "conv_out.bias": torch.full_like(tensors["conv_out.bias"], torch.nan)}, path)
-    error = error_of(lambda: compile_(context, tmp_path / "model", output=pb.COMPILE_OUTPUT_TORCHSCRIPT))
+    asked = {"precision": pb.ENGINE_PRECISION_FP32, "profile": pb.ShapeProfile(batch_sizes=[2]), "output": output}
+    error = error_of(lambda: compile_(context, tmp_path / "model", **asked))
     assert (error.status, error.reason) == (Status.FAILED_PRECONDITION, "PARITY_FAILED")
     assert "batch 2: nan" in error.message
     assert not context.outputs
