@@ -57,11 +57,10 @@ def plan(spec: CompileSpec, *, pool: str) -> list[str]:
     """What will be done, in lines for people."""
     backend = spec.backend or "the device's default backend"
     precision = spec.precision or "the device's best precision"
-    size = (
-        f"{spec.width or 'the model’s'} x {spec.height or 'own'} pixels"
-        if spec.width or spec.height
-        else "pictures of the model's own size"
-    )
+    sides = [
+        f"{pixels} pixels" if pixels else f"the model's own {side}" for side, pixels in (("width", spec.width), ("height", spec.height))
+    ]
+    size = f"pictures of {' x '.join(sides)}" if spec.width or spec.height else "pictures of the model's own size"
     if spec.output is Output.TORCHSCRIPT:
         also = ", and once more compiled by TensorRT" if spec.backend is Backend.TENSORRT else ""
         return [f"the UNet of {spec.model} as TorchScript with its weights, traced on pools/{pool}{also}", size]
