@@ -30,7 +30,8 @@ TRACE_BATCH = 2
 def write_torchscript(source: Source, target: Target, folder: Path, context: JobContext) -> dict[str, Any]:
     """Writes `trace_module.pt` into `folder`, with backend tensorrt also `optimized_module.pt`; gives the artifact's metadata.
 
-    Raises FAILED_PRECONDITION (PARITY_FAILED) where what was written does not agree with eager PyTorch.
+    Raises FAILED_PRECONDITION: PARITY_FAILED where what was written does not agree with eager PyTorch, BUILD_FAILED where TensorRT cannot
+    build it.
     """
     device = target.fingerprint.device
     precision = target.precision or Precision.FP32
@@ -58,7 +59,10 @@ def _write(
     files = {TRACED: _trace(module, inputs, folder / TRACED)}
     if target.backend is Backend.TENSORRT:
         context.progress("compiling", 1, 2)
-        files[OPTIMIZED] = _optimize(module, inputs, folder / OPTIMIZED, batch=target.profile.batch_sizes[0])
+        try:
+            files[OPTIMIZED] = _optimize(module, inputs, folder / OPTIMIZED, batch=target.profile.batch_sizes[0])
+        except ValueError as error:
+            raise errors.failed_precondition("BUILD_FAILED", f"tensorrt cannot build this UNet: {error}") from error
     return files
 
 
@@ -93,7 +97,8 @@ def _optimize(module: torch.nn.Module, inputs: Inputs, path: Path, *, batch: int
     example = _example(module, inputs, batch)
     with torch.no_grad():
         exported = torch.export.export(module, example, strict=False)
-        compiled = torch_tensorrt.dynamo.compile(exported, arg_inputs=list(example), **tensorrt.BASE_OPTIONS)
+        with tensorrt.refusals_as_value_errors(batch):
+            compiled = torch_tensorrt.dynamo.compile(exported, arg_inputs=list(example), **tensorrt.BASE_OPTIONS)
         torch_tensorrt.save(compiled, str(path), output_format="torchscript", arg_inputs=list(example))
     return (batch,)
 

@@ -63,6 +63,12 @@ def test_an_option_that_torch_tensorrt_would_swallow_is_refused() -> None:
         tensorrt.check_options(library, {"truncate_double": True, "enabled_precisions": {"half"}})
 
 
+@pytest.mark.parametrize("refusal", [RuntimeError("an operation"), AssertionError()])
+def test_a_conversion_that_fails_names_its_batch(refusal: Exception) -> None:
+    with pytest.raises(ValueError, match="no plan for batch 4; the worker's log"), tensorrt.refusals_as_value_errors(4):
+        raise refusal
+
+
 def test_what_is_put_into_a_network_is_recorded_meanwhile_and_only_then() -> None:
     class ConversionContext:
         def __init__(self) -> None:

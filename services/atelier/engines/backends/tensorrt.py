@@ -64,12 +64,9 @@ def build(program: Program, target: Path) -> None:
     for batch in program.profile.batch_sizes:
         exported = program.export(program.dtype, layout=torch.contiguous_format, batch=batch)
         inputs = list(program.inputs(batch, program.dtype, torch.contiguous_format))
-        with recorded_weights(torch_tensorrt) as recorded:
+        with recorded_weights(torch_tensorrt) as recorded, refusals_as_value_errors(batch):
             # A timing cache is bound to the GPU; one of this build alone cannot be of another.
-            try:
-                plan = convert(exported, arg_inputs=inputs, timing_cache_path=str(target / "timing.cache"), **PLAN_OPTIONS)
-            except (RuntimeError, AssertionError) as error:  # how it says that it knows an operation not, or that TensorRT gave nothing
-                raise ValueError(f"Torch-TensorRT found no plan for batch {batch}; the worker's log says why") from error
+            plan = convert(exported, arg_inputs=inputs, timing_cache_path=str(target / "timing.cache"), **PLAN_OPTIONS)
         (target / f"batch-{batch}.plan").write_bytes(plan)
         maps[str(batch)], rest = map_weights(recorded, distinct_weights(program.graph, dtype=program.dtype))
         constants |= {f"{batch}/{name}": tensor for name, tensor in rest.items()}
@@ -83,6 +80,15 @@ def build(program: Program, target: Path) -> None:
     (target / MAP_FILE).write_text(json.dumps(content, indent=1) + "\n")
     save_file(constants, target / CONSTANTS_FILE)
     shutil.copy(program.model / program.graph.role.part / "config.json", target / "config.json")
+
+
+@contextmanager
+def refusals_as_value_errors(batch: int) -> Iterator[None]:
+    """How Torch-TensorRT says that it does not know an operation, or that TensorRT gave nothing: as ValueError."""
+    try:
+        yield
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"Torch-TensorRT found no plan for batch {batch}; the worker's log says why") from error
 
 
 def check_options(torch_tensorrt: Any, options: Mapping[str, Any]) -> None:
