@@ -24,7 +24,7 @@ from atelier.engines.parity import Inputs
 from atelier.engines.program import unet_program
 from atelier.graphs.facts import Facts
 from atelier.graphs.graph import Graph
-from atelier.graphs.model import load_unet
+from atelier.graphs.model import empty_part, fill, load_unet
 from atelier.jobs.context import JobContext
 
 PHASES = ("probing", "building", "verifying", "measuring")
@@ -37,6 +37,16 @@ class Source:
     folder: Path
     graph: Graph
     facts: Facts
+
+
+def check_source(source: Source) -> None:
+    """Raises INVALID_ARGUMENT (BAD_MODEL) for a UNet whose tensors are not those that its config asks for, before anything is loaded."""
+    part = source.graph.role.part
+    try:
+        tensors = {name: torch.empty(shape, device="meta") for name, shape in source.graph.tensors.items()}
+        fill(empty_part(source.folder, part), tensors, part=part)
+    except ValueError as error:
+        raise errors.invalid_field("model", str(error), reason="BAD_MODEL") from error
 
 
 def compile_engine(source: Source, target: Target, folder: Path, context: JobContext) -> EngineManifest:

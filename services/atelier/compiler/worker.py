@@ -30,10 +30,11 @@ def execute(request: compiler_pb2.CompileRequest, context: JobContext) -> None:
     if spec.output is Output.ENGINE and not spec.force and _published_before(graph, target, context):
         return
     # From here on it takes seconds to import what is needed.
-    from atelier.compiler.compilation import Source, compile_engine
+    from atelier.compiler.compilation import Source, check_source, compile_engine
     from atelier.compiler.torchscript import write_torchscript
 
     source = Source(folder=model.folder, graph=graph, facts=facts)
+    check_source(source)
     folder = context.workdir / "out"
     folder.mkdir()
     sources = [manifest.Source(role="model", digest=model.digest)]

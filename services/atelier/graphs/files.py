@@ -54,9 +54,18 @@ def weight_files(folder: Path, part: str) -> list[Path]:
             return [path]
         for index in (place / f"{stem}.safetensors.index{variant}.json", place / f"{stem}{variant}.safetensors.index.json"):
             if index.is_file():
-                names = set(json.loads(index.read_bytes())["weight_map"].values())
-                return [place / Path(name).name for name in sorted(names)]
+                return _shards(index)
     raise ValueError(f"the model has no {part}/{stem}.safetensors (pickled weights are not read)")
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted({Path(name).name for name in json.loads(index.read_bytes())["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{index.name} does not say which files hold the weights") from None
+    if missing := [name for name in names if not (index.parent / name).is_file()]:
+        raise ValueError(f"the model has no {index.parent.name}/{missing[0]}, which {index.name} names")
+    return [index.parent / name for name in names]
 
 
 def read_header(path: Path) -> dict[str, TensorHeader]:
@@ -68,13 +77,13 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
             raise ValueError(f"{path.name} is not a safetensors file")
         try:
             content: Mapping[str, Any] = json.loads(stream.read(size))
-        except ValueError:
+            return {
+                name: TensorHeader(name=name, dtype=entry["dtype"], shape=tuple(entry["shape"]))
+                for name, entry in content.items()
+                if name != "__metadata__"
+            }
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{path.name} is not a safetensors file") from None
-    return {
-        name: TensorHeader(name=name, dtype=entry["dtype"], shape=tuple(entry["shape"]))
-        for name, entry in content.items()
-        if name != "__metadata__"
-    }
 
 
 def read_headers(folder: Path, part: str) -> dict[str, TensorHeader]:

@@ -156,6 +156,17 @@ def test_a_model_that_is_none_is_named(tiny: Path, context: FolderContext, tmp_p
     assert "the model has no unet/diffusion_pytorch_model.safetensors" in error.message
 
 
+@pytest.mark.parametrize("output", [pb.COMPILE_OUTPUT_ENGINE, pb.COMPILE_OUTPUT_TORCHSCRIPT])
+def test_a_tensor_that_is_missing_is_named(tiny: Path, context: FolderContext, tmp_path: Path, output: Any) -> None:
+    shutil.copytree(tiny, tmp_path / "model")
+    path = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(path).items() if name != "conv_in.bias"}, path)
+    error = error_of(lambda: compile_(context, tmp_path / "model", output=output))
+    assert (error.status, error.reason) == (Status.INVALID_ARGUMENT, "BAD_MODEL")
+    assert "lack 'conv_in.bias'" in error.message
+    assert not context.outputs
+
+
 def test_tensorrt_on_a_processor_says_what_is_missing(tiny: Path, context: FolderContext) -> None:
     for output in (pb.COMPILE_OUTPUT_ENGINE, pb.COMPILE_OUTPUT_TORCHSCRIPT):
         error = error_of(lambda output=output: compile_(context, tiny, backend=pb.BACKEND_TENSORRT, output=output))

@@ -8,6 +8,9 @@ import pytest
 
 from atelier.graphs.files import read_config, read_header, read_headers, todays_name, weight_files
 
+HEADER = b"\x09\0\0\0\0\0\0\0%-9b"
+"""A safetensors file of nothing but its header."""
+
 
 def test_fp16_variants_are_found(tiny: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny / "unet", tmp_path / "unet")
@@ -26,6 +29,23 @@ def test_sharded_weights_are_found(tiny: Path, tmp_path: Path) -> None:
     assert weight_files(tmp_path, "unet") == [shard]
 
 
+@pytest.mark.parametrize(
+    ("index", "sentence"),
+    [
+        ('{"weight_map": {"a": "gone.safetensors"}}', r"the model has no unet/gone.safetensors, which .*index.json names"),
+        ('{"weight_map": {"a": "../config.json"}}', r"the model has no unet/config.json"),
+        ("{}", "does not say which files hold the weights"),
+        ("[]", "does not say which files hold the weights"),
+        ("{", "does not say which files hold the weights"),
+    ],
+)
+def test_an_index_that_leads_nowhere_is_named(index: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(index)
+    with pytest.raises(ValueError, match=sentence):
+        weight_files(tmp_path, "unet")
+
+
 def test_pickled_weights_are_not_read(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x02")
@@ -33,7 +53,7 @@ def test_pickled_weights_are_not_read(tiny: Path, tmp_path: Path) -> None:
         weight_files(tmp_path, "unet")
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x02}q\x00.", b"\xff" * 64])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x02}q\x00.", b"\xff" * 64, HEADER % b"[1]", HEADER % b'{"a": {}}'])
 def test_what_is_no_safetensors_file_is_named(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
