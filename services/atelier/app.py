@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,10 +16,12 @@ from pathlib import Path
 
 from atelier.client.address import Address
 from atelier.errors import failed_precondition
-from atelier.settings import SERVICES, Settings
+from atelier.settings import SERVICES, Settings, read
 
 RUN_FILE = "run.json"
 """In the data folder while `atelier up` runs: its target and process id."""
+ALIVE_SECONDS = 5.0
+"""So long may a busy `atelier up` take to let a client in."""
 
 
 def running(data: Path) -> Address | None:
@@ -26,20 +29,38 @@ def running(data: Path) -> Address | None:
     try:
         content = json.loads((data / RUN_FILE).read_text())
         os.kill(content["pid"], 0)
-        return Address(content["target"], (data / "keys" / "token").read_text().strip())
+        address = Address(content["target"], (data / "keys" / "token").read_text().strip())
+        # After a kill the process id may be another's.
+        host, _, port = address.target.rpartition(":")
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ALIVE_SECONDS):
+            return address
     except (OSError, ValueError, KeyError):
         return None
 
 
 def up(data: Path, *, listen: str = "", on_ready: Callable[[Address], None] = lambda address: None) -> None:
     """Runs all services until SIGINT or SIGTERM. Raises FAILED_PRECONDITION when the folder is in use, OSError when the port is."""
-    settings = Settings(data=data, **({"listen": listen} if listen else {}))  # type: ignore[arg-type]
+    settings = read(data=data, **({"listen": listen} if listen else {}))
     _run(settings, SERVICES, on_ready=on_ready, announce=True)
 
 
 def serve(service: str, *, on_ready: Callable[[Address], None] = lambda address: None) -> None:
     """Runs one service until SIGINT or SIGTERM, with settings from the environment."""
-    _run(Settings(), [service], on_ready=on_ready, announce=False)
+    _run(read(), [service], on_ready=on_ready, announce=False)
+
+
+def migrate() -> str:
+    """Brings the ledger of the environment's settings to this version's tables; gives its revision."""
+    from atelier.ledger import Database
+    from atelier.migrations import migrate
+
+    settings = Settings()
+    settings.data.mkdir(parents=True, exist_ok=True)
+    database = Database(settings.ledger_url)
+    try:
+        return migrate(database)
+    finally:
+        database.close()
 
 
 @contextmanager
@@ -48,7 +69,7 @@ def inside(data: Path, *, serving: bool = False) -> Iterator[Address]:
 
     Raises FAILED_PRECONDITION when another process has the folder.
     """
-    settings = Settings(data=data, listen="127.0.0.1:0", serving=serving)
+    settings = read(data=data, listen="127.0.0.1:0", serving=serving)
     ready: list[Address] = []
     began, stop = threading.Event(), threading.Event()
     failure: list[BaseException] = []
@@ -68,8 +89,8 @@ def inside(data: Path, *, serving: bool = False) -> Iterator[Address]:
     with _locked(settings.data, SERVICES):
         thread = threading.Thread(target=work, name="services")
         thread.start()
-        began.wait()
         try:
+            began.wait()
             if failure:
                 raise failure[0]
             yield ready[0]
@@ -81,6 +102,7 @@ def inside(data: Path, *, serving: bool = False) -> Iterator[Address]:
 def _run(settings: Settings, services: Sequence[str], *, on_ready: Callable[[Address], None], announce: bool) -> None:
     logs = settings.data / "logs"
     logs.mkdir(parents=True, exist_ok=True)
+    logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
     handler = logging.FileHandler(logs / f"{'atelier' if announce else services[0]}.log")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=[handler])
     with _locked(settings.data, services):

@@ -1,0 +1,2 @@
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""

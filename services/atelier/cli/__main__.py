@@ -6,9 +6,15 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from atelier.client.address import Address
+from atelier.cli import INTERRUPTED
+from atelier.errors import failed_precondition
+
+if TYPE_CHECKING:
+    from atelier.client.address import Address
 
 
 class OnDemand:
@@ -22,12 +28,14 @@ class OnDemand:
 
     def inside(self, data: Path, *, serving: bool) -> AbstractContextManager[Address]:
         """See Installation."""
+        require("torch", *(["ray"] if serving else []))
         from atelier import app
 
         return app.inside(data, serving=serving)
 
     def up(self, data: Path, *, listen: str, on_ready: Callable[[Address], None]) -> None:
         """See Installation."""
+        require("torch", "ray")
         from atelier import app
 
         app.up(data, listen=listen, on_ready=on_ready)
@@ -38,12 +46,41 @@ class OnDemand:
 
         app.serve(service)
 
+    def migrate(self) -> str:
+        """See Installation."""
+        from atelier import app
+
+        return app.migrate()
+
+
+def require(*modules: str) -> None:
+    """Raises FAILED_PRECONDITION where the services cannot run because this is the client and the command line alone."""
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        names = " and ".join(missing)
+        sentence = f"the services need {names}, not installed here: `pip install 'atelier[all]'`, or name a running Atelier by --server"
+        raise failed_precondition("EXTRA_MISSING", sentence, extra="all")
+
 
 def main() -> None:
-    """Reads the environment and runs the command line."""
+    """Runs the command line."""
+    try:
+        code = _run()
+    except KeyboardInterrupt:  # while this was still importing
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        # After a second Ctrl-C the services inside this process may still be stopping; workers end with this process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Reads the environment."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines would stand among ours; read once, when grpc is imported
     from atelier.cli.command import run
-    from atelier.cli.following import INTERRUPTED
-    from atelier.cli.session import Session, read_token
+    from atelier.cli.session import Session
     from atelier.client.client import Client
     from atelier.settings import default_data
 
@@ -56,15 +93,10 @@ def main() -> None:
         data=Path(environment.get("ATELIER_DATA") or default_data()),
         hub=Path(environment.get("HF_HUB_CACHE") or cache / "hub"),
         server=environment.get("ATELIER_SERVER", ""),
-        token=read_token(Path(token_file)) if token_file else environment.get("ATELIER_TOKEN", ""),
+        token=environment.get("ATELIER_TOKEN", ""),
+        token_file=Path(token_file) if token_file else None,
     )
-    code = run(sys.argv[1:], session)
-    if code == INTERRUPTED:
-        # After a second Ctrl-C the services inside this process may still be stopping; workers end with this process.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    return run(sys.argv[1:], session)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def export(
 def list_artifacts(
     context: typer.Context,
     kind: AsKind = None,
-    limit: Annotated[int, typer.Option("--limit", help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many.")] = 50,
 ) -> None:
     """Artifacts, newest first."""
     session = session_of(context)
@@ -106,7 +106,7 @@ def list_artifacts(
         made = artifact.create_time.ToDatetime(tzinfo=UTC).astimezone().strftime("%Y-%m-%d %H:%M")
         digest = artifact.name.removeprefix("artifacts/")[:12]
         table.add_row(digest, kind_of(artifact), size_of(artifact.size_bytes), made, " ".join(artifact.tags))
-    session.out.print(table)
+    session.show_table(table)
 
 
 @app.command("get")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
+from typer import rich_utils
 
-from atelier.cli import artifacts, compile, convert, deploy, generate, jobs, train, up
-from atelier.cli.following import INTERRUPTED
-from atelier.cli.session import Session, read_token, session_of
+from atelier.cli import INTERRUPTED, artifacts, compile, convert, deploy, generate, jobs, train, up
+from atelier.cli.failures import dashes, of_system, of_usage, unauthenticated, unexpected
+from atelier.cli.session import Session, session_of
 from atelier.errors import AtelierError, Status
 
 GLOBALS = {"--server": True, "--token-file": True, "--data": True, "--json": False}
@@ -22,9 +22,20 @@ FAILED, USAGE = 1, 2
 """Exit codes."""
 
 
+class WholeFlags(rich_utils.OptionHighlighter):
+    """typer's own would end long flags in dots on a narrow terminal, where nobody could type them."""
+
+    def __call__(self, text: str | Text) -> Text:
+        """The text, which goes on in the next line where it is too long."""
+        made = super().__call__(text)
+        made.overflow = "fold"
+        return made
+
+
 def build() -> typer.Typer:
     """The whole command."""
-    settings = {"token_normalize_func": _dashes, "help_option_names": ["-h", "--help"]}
+    rich_utils.highlighter = WholeFlags()
+    settings = {"token_normalize_func": dashes, "help_option_names": ["-h", "--help"]}
     app = typer.Typer(
         help="From pictures to an image endpoint: fine-tune, convert, merge, compile and serve Stable Diffusion.",
         no_args_is_help=True,
@@ -33,7 +44,7 @@ def build() -> typer.Typer:
         add_completion=True,
     )
     app.callback()(global_flags)
-    _add(app, "Services", up.up, up.serve)
+    _add(app, "Services", up.up, up.serve, up.migrate)
     app.add_typer(train.app, name="train", rich_help_panel="Models")
     _add(app, "Models", convert.convert, convert.merge, compile.compile)
     _add(app, "Pictures", deploy.deploy, deploy.undeploy, deploy.deployments, deploy.pools, generate.generate)
@@ -49,11 +60,12 @@ def global_flags(
     token_file: Annotated[Path | None, typer.Option("--token-file", help="File with its token (ATELIER_TOKEN_FILE).")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="Data folder of the installation on this machine (ATELIER_DATA).")] = None,
     json: Annotated[bool, typer.Option("--json", help="JSON for programs: one object, or a line an event.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Shows the version.", callback=up.version_flag, is_eager=True)] = False,
 ) -> None:
     """Puts the global flags into the session."""
     session = session_of(context)
     session.server = server or session.server
-    session.token = read_token(token_file) if token_file else session.token
+    session.token_file = token_file or session.token_file
     session.data = (data or session.data).expanduser().absolute()
     session.json = json
 
@@ -65,17 +77,21 @@ def run(arguments: Sequence[str], session: Session) -> int:
     try:
         code = command.main(args=hoisted(arguments), prog_name="atelier", standalone_mode=False, obj=session)
     except AtelierError as error:
-        if error.status is Status.UNAUTHENTICATED:
-            sentence = f"{session.server} asks for its token; give it with --token-file or ATELIER_TOKEN_FILE"
-            error = AtelierError(error.status, error.reason, sentence)
-        session.fail(error)
+        refused = error.status is Status.UNAUTHENTICATED
+        session.fail(unauthenticated(error, server=session.server, given=session.has_token) if refused else error)
         return USAGE if error.reason == "FLAG_REFUSED" else FAILED
     except typer.TyperException as error:
         if error.format_message():  # empty: the help was asked for by leaving everything out
-            session.fail(usage_error(error, arguments))
+            session.fail(of_usage(error, arguments))
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
+    except OSError as error:
+        session.fail(of_system(error))
+        return FAILED
+    except Exception as error:
+        session.fail(unexpected(error, data=session.data))
+        return FAILED
     return code if isinstance(code, int) else 0
 
 
@@ -90,39 +106,17 @@ def hoisted(arguments: Sequence[str]) -> list[str]:
             rest += [word, *remaining]
             break
         flag, equals, _ = word.partition("=")
-        takes_value = GLOBALS.get(_dashes(flag))
+        takes_value = GLOBALS.get(dashes(flag))
         if takes_value is None:
             rest.append(word)
+        elif takes_value and not equals and not remaining:
+            return [*front, word]  # its value is missing, which the parser says
         else:
             front.append(word)
-            front += [remaining.pop(0)] if takes_value and not equals and remaining else []
+            front += [remaining.pop(0)] if takes_value and not equals else []
     return front + rest
 
 
 def _add(app: typer.Typer, panel: str, *commands: Callable[..., None]) -> None:
     for command in commands:
         app.command(rich_help_panel=panel)(command)
-
-
-def usage_error(error: typer.TyperException, arguments: Sequence[str]) -> AtelierError:
-    """A line that makes no sense, in our words: flags as the scripts write them, and the closest one that there is."""
-    possibilities = getattr(error, "possibilities", None)
-    name = str(getattr(error, "option_name", ""))
-    if name and error.message.startswith("No such option"):
-        typed = next((flag for word in arguments if _dashes(flag := word.partition("=")[0]) == name), name)
-        closest = f"; did you mean {_closest(typed, possibilities)}?" if possibilities else "; --help lists the flags"
-        message = f"there is no flag {typed}{closest}"
-    else:
-        message = re.sub(r"\s+", " ", error.format_message()).rstrip(".").replace("Value error, ", "")
-        message = message[:1].lower() + message[1:]
-    return AtelierError(Status.INVALID_ARGUMENT, "USAGE", message)
-
-
-def _closest(name: str, possibilities: Sequence[str]) -> str:
-    best = max(possibilities, key=lambda flag: difflib.SequenceMatcher(None, _dashes(name), flag).ratio())
-    return f"--{best[2:].replace('-', '_')}" if "_" in name else best
-
-
-def _dashes(name: str) -> str:
-    """Flags and commands are the same with underscores and with dashes."""
-    return name.replace("_", "-")

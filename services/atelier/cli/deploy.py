@@ -74,7 +74,7 @@ def deployments(context: typer.Context) -> None:
     for one in found:
         name, model, its_pool = (word.partition("/")[2] for word in (one.name, one.model, one.pool))
         table.add_row(name, state_of(one), engine_of(one), model[:12], its_pool, one.message)
-    session.out.print(table)
+    session.show_table(table)
 
 
 def pools(context: typer.Context) -> None:
@@ -90,7 +90,7 @@ def pools(context: typer.Context) -> None:
         products = ", ".join(sorted({fingerprint.product for fingerprint in pool.fingerprints}))
         backends = ", ".join(sorted({f"{name} {version}" for f in pool.fingerprints for name, version in f.backends.items()}))
         table.add_row(pool.name.partition("/")[2], pool.gpu, str(pool.replicas), products, backends, pool.message)
-    session.out.print(table)
+    session.show_table(table)
 
 
 def state_of(deployment: server_pb2.Deployment) -> str:

@@ -7,15 +7,13 @@ from pathlib import Path
 
 import typer
 
+from atelier.cli import INTERRUPTED
 from atelier.cli.progress import JobDisplay, JsonDisplay, view
 from atelier.cli.session import Session
 from atelier.client.client import Client
 from atelier.client.job_service import check, outputs
 from atelier.client.outputs import fetch_class_pictures, fetch_file, fetch_training
 from atelier.v1 import job_pb2
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
 
 
 @dataclass(frozen=True, kw_only=True)

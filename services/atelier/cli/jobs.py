@@ -37,7 +37,7 @@ class State(StrEnum):
 def list_jobs(
     context: typer.Context,
     state: Annotated[State | None, typer.Option("--state", help="Only jobs in this state.")] = None,
-    limit: Annotated[int, typer.Option("--limit", help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many.")] = 50,
 ) -> None:
     """Jobs, newest first."""
     session = session_of(context)
@@ -52,7 +52,7 @@ def list_jobs(
         table.add_column(column, overflow="fold")
     for job in found:
         table.add_row(job.name, what_of(job), state_of(job), progress_of(job), when(job))
-    session.out.print(table)
+    session.show_table(table)
 
 
 @app.command("get")

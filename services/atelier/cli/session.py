@@ -13,12 +13,16 @@ import typer
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from rich.console import Console
+from rich.table import Table
 
 from atelier.cli.progress import Transfers
 from atelier.client.address import Address
 from atelier.client.client import Client
 from atelier.client.sources import Sources
 from atelier.errors import AtelierError, invalid_field
+
+_WIDE = 1000
+"""Columns of a pipe."""
 
 
 class Installation(Protocol):
@@ -36,10 +40,13 @@ class Installation(Protocol):
     def serve(self, service: str) -> None:
         """One service until SIGINT or SIGTERM; its settings are in the environment."""
 
+    def migrate(self) -> str:
+        """Brings the ledger to this version's tables; gives its revision."""
+
 
 @dataclass(kw_only=True)
 class Session:
-    """The command line's surroundings; `server` and `token` are empty where nobody named one."""
+    """The command line's surroundings; `server` and `token` are empty where nobody named one, and a `token_file` comes before a `token`."""
 
     installation: Installation
     connect: Callable[[Address], Client]
@@ -48,6 +55,7 @@ class Session:
     """This machine's Hugging Face cache."""
     server: str = ""
     token: str = ""
+    token_file: Path | None = None
     json: bool = False
     out: Console = field(default_factory=lambda: Console(soft_wrap=True, highlight=False, emoji=False))
     err: Console = field(default_factory=lambda: Console(stderr=True, soft_wrap=True, highlight=False, emoji=False))
@@ -68,11 +76,17 @@ class Session:
                 yield client
 
     def _address(self) -> Address | None:
-        if self.server and self.token:
-            return Address(self.server, self.token)
+        token = read_token(self.token_file) if self.token_file else self.token
+        if self.server and token:
+            return Address(self.server, token)
         running = self.installation.running(self.data)
         # The server that was named may be the data folder's own, whose token is known.
-        return running if not self.server or (running and running.target == self.server) else Address(self.server)
+        return running if not self.server or (running and same_place(running.target, self.server)) else Address(self.server)
+
+    @property
+    def has_token(self) -> bool:
+        """Whether somebody gave a token."""
+        return bool(self.token_file or self.token)
 
     @property
     def transfers(self) -> Transfers:
@@ -89,6 +103,11 @@ class Session:
             self.line(content)
         elif text:
             self.out.print(text, markup=False)
+
+    def show_table(self, table: Table) -> None:
+        """A table for people; for programs that read lines, a row is a line."""
+        console = self.out if self.out.is_terminal else Console(file=self.out.file, width=_WIDE, highlight=False, emoji=False)
+        console.print(table)
 
     def line(self, content: Message | Mapping[str, Any]) -> None:
         """A line of JSON."""
@@ -124,9 +143,17 @@ def as_json(message: Message) -> dict[str, Any]:
     return content
 
 
+def same_place(target: str, named: str) -> bool:
+    """Whether people who say `named` mean `target`, by its name or number on this machine."""
+    plain = named.removeprefix("http://").rstrip("/")
+    return target in (plain, plain.replace("localhost:", "127.0.0.1:", 1))
+
+
 def read_token(path: Path) -> str:
     """The token in a file."""
     try:
-        return path.read_text().strip()
+        return path.expanduser().read_text(encoding="utf-8").strip()
     except OSError as error:
         raise invalid_field("--token-file", f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise invalid_field("--token-file", f"{path} holds no token; it is in keys/token of the server's data folder") from error

@@ -1,4 +1,4 @@
-"""`atelier up`, `serve` and `version`: the services themselves."""
+"""`atelier up`, `serve`, `migrate` and `version`: the services themselves."""
 
 from __future__ import annotations
 
@@ -40,7 +40,20 @@ def serve(context: typer.Context, service: Annotated[Service, typer.Argument(hel
     session_of(context).installation.serve(service.value)
 
 
+def migrate(context: typer.Context) -> None:
+    """Brings the ledger (ATELIER_LEDGER, or the data folder's) to the tables of this version; services do so too when they start."""
+    revision = session_of(context).installation.migrate()
+    session_of(context).show({"revision": revision}, f"the ledger has revision {revision}")
+
+
 def version(context: typer.Context) -> None:
     """The version."""
     number = version_of("atelier")
     session_of(context).show({"version": number}, f"atelier {number}")
+
+
+def version_flag(context: typer.Context, asked: bool) -> None:
+    """`--version` is `version`."""
+    if asked:
+        version(context)
+        raise typer.Exit

@@ -73,9 +73,13 @@ def _download_file(stub: artifact_pb2_grpc.ArtifactsStub, name: str, file: artif
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{file.sha256}.part")
     begin = part.stat().st_size if part.exists() and part.stat().st_size <= file.size else 0
-    with part.open("ab" if begin else "wb") as stream:
-        for response in stub.Download(artifact_pb2.DownloadRequest(name=name, path=file.path, offset=begin)):
-            stream.write(response.data)
+    responses = stub.Download(artifact_pb2.DownloadRequest(name=name, path=file.path, offset=begin))
+    try:
+        with part.open("ab" if begin else "wb") as stream:
+            for response in responses:
+                stream.write(response.data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error  # a full disk names no file
     if hash_file(part) != file.sha256:
         part.unlink()
         raise data_loss("DIGEST_MISMATCH", f"{file.path} arrived damaged: try again", file=file.path)

@@ -13,6 +13,7 @@ from atelier.client.artifact_service import ArtifactService
 from atelier.client.calls import Calls, Repetition
 from atelier.client.deployment_service import DeploymentService
 from atelier.client.job_service import JobService
+from atelier.errors import invalid_field
 from atelier.rpc.channel import channel
 from atelier.v1 import (
     compiler_pb2,
@@ -41,6 +42,9 @@ class Client:
     """
 
     def __init__(self, target: str, token: str = "", *, calls: Calls | None = None) -> None:
+        token = token.strip()  # as files end with a line break
+        if not (token.isascii() and token.isprintable()):
+            raise invalid_field("token", "a token is one line of ASCII; it is in keys/token of the server's data folder")
         secure = target.startswith("https://")
         host = target.removeprefix("https://").removeprefix("http://").rstrip("/")
         self._channel = channel(

@@ -74,7 +74,8 @@ async def serving(
     try:
         port = server.add_insecure_port(listen)
     except RuntimeError as error:
-        raise OSError(f"cannot listen on {listen}: is it in use?") from error
+        sentence = f"cannot listen on {listen}: it is in use, or not of this machine; give another by --listen, port 0 draws one"
+        raise OSError(sentence) from error
     await server.start()
     for name in ["", *names]:
         await health.set(name, SERVING)

@@ -26,6 +26,7 @@ class FakeInstallation:
 
     target: str
     up_runs: bool = True
+    up_fails: Exception | None = None
     calls: list[tuple[str, Any]] = field(default_factory=list)
 
     def running(self, data: Path) -> Address | None:
@@ -41,10 +42,16 @@ class FakeInstallation:
 
     def up(self, data: Path, *, listen: str, on_ready: Callable[[Address], None]) -> None:
         self.calls.append(("up", (data, listen)))
+        if self.up_fails:
+            raise self.up_fails
         on_ready(Address(self.target))
 
     def serve(self, service: str) -> None:
         self.calls.append(("serve", service))
+
+    def migrate(self) -> str:
+        self.calls.append(("migrate", ""))
+        return "0002"
 
 
 class InterruptedJobs:
@@ -72,6 +79,7 @@ class Shell:
     installation: FakeInstallation
     folder: Path
     terminal: bool = False
+    width: int = 200
     interrupt_at: int = 0
     """Sequence of the event at which somebody presses Ctrl-C."""
     out: str = ""
@@ -79,7 +87,13 @@ class Shell:
 
     def __call__(self, line: str | list[str]) -> int:
         out, err = io.StringIO(), io.StringIO()
-        options: dict[str, Any] = {"soft_wrap": True, "highlight": False, "emoji": False, "force_terminal": self.terminal, "width": 200}
+        options: dict[str, Any] = {
+            "soft_wrap": True,
+            "highlight": False,
+            "emoji": False,
+            "force_terminal": self.terminal,
+            "width": self.width,
+        }
         session = Session(
             installation=self.installation,
             connect=self.connect,

@@ -153,6 +153,25 @@ def test_jobs_are_a_table(shell: Shell) -> None:
     assert shell.fake.requests("ListJobs")[0].state == job_pb2.JOB_STATE_RUNNING
 
 
+def test_a_table_in_a_pipe_has_a_line_a_row(shell: Shell) -> None:
+    shell.width = 40
+    job = job_pb2.Job(
+        name="jobs/8c2c107691a3", state=job_pb2.JOB_STATE_RUNNING, progress=job_pb2.JobProgress(phase="making class pictures")
+    )
+    shell.fake.answers["ListJobs"] = [job_pb2.ListJobsResponse(jobs=[job])]
+    assert shell("jobs list") == 0
+    assert shell.out.count("\n") == 2 and "making class pictures" in shell.out
+
+
+def test_long_flags_are_whole_in_the_help_of_a_narrow_terminal(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert shell("train dreambooth-lora --help") == 0
+    shown = capsys.readouterr().out
+    assert "--pretrained_model_nam" in shown and "e_or_path" in shown and "--pretrained_model_na…" not in shown
+
+
 def test_jobs_are_cancelled_and_deleted_by_id(shell: Shell) -> None:
     assert shell("jobs cancel j1") == 0 and shell.out == "jobs/j1 is cancelled\n"
     assert shell("jobs delete jobs/j1") == 0
