@@ -65,5 +65,17 @@ def test_bf16_is_taken_where_it_is_clearly_faster(fp32: float, bf16: float, chos
     assert faster_precision(fp32=Sleeping(fp32), bf16=Sleeping(bf16), inputs=INPUTS, batch=2) == chosen
 
 
+def test_large_unets_are_probed_twice() -> None:
+    calls: list[float] = []
+
+    class Large(Sleeping):
+        def __call__(self, sample: Tensor, timesteps: Tensor, context: Tensor, /) -> Tensor:
+            calls.append(self.seconds)
+            return super().__call__(sample, timesteps, context)
+
+    assert faster_precision(fp32=Large(0.05), bf16=Large(0.01), inputs=INPUTS, batch=2, probing_seconds=0.1) == "bf16"
+    assert calls == [0.05, 0.01] * 2
+
+
 def test_a_forward_is_measured_in_milliseconds() -> None:
     assert 20 <= milliseconds(Sleeping(0.02), INPUTS, batch=2) < 200
