@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -64,6 +65,8 @@ def global_flags(
 ) -> None:
     """Puts the global flags into the session."""
     session = session_of(context)
+    typed = {"--server": server, "--token-file": token_file, "--data": data}
+    session.flags = "".join(f" {flag} {shlex.quote(str(value))}" for flag, value in typed.items() if value)
     session.server = server or session.server
     session.token_file = token_file or session.token_file
     session.data = (data or session.data).expanduser().absolute()

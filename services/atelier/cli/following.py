@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +29,9 @@ class Delivery:
     @property
     def flags(self) -> str:
         """The flags of `jobs watch` that deliver the same."""
-        folder = f" --output_dir {self.output_dir}" if self.output_dir else ""
-        return folder + (f" --class_data_dir {self.class_data_dir}" if self.class_data_dir else "")
+        given = {"--output_dir": self.output_dir, "--class_data_dir": self.class_data_dir}
+        given |= {"--logging_dir": self.logging_dir} if self.logging_dir != Delivery.logging_dir else {}
+        return "".join(f" {flag} {shlex.quote(str(value))}" for flag, value in given.items() if value)
 
 
 def follow(session: Session, client: Client, job: job_pb2.Job, delivery: Delivery) -> None:
@@ -84,8 +86,8 @@ def deliver(session: Session, client: Client, job: job_pb2.Job, delivery: Delive
 
 def explain(session: Session, name: str, delivery: Delivery) -> None:
     """Says what Ctrl-C has done and how to go on."""
-    again = f"atelier jobs watch {name}{delivery.flags}"
+    again = f"atelier{session.flags} jobs watch {name}{delivery.flags}"
     if session.local:
         session.note(f"{name} stops at a checkpoint (Ctrl-C again ends it at once). It goes on with: {again}")
     else:
-        session.note(f"{name} goes on without you. Come back with: {again}\nCancel it with: atelier jobs cancel {name}")
+        session.note(f"{name} goes on without you. Come back with: {again}\nCancel it with: atelier{session.flags} jobs cancel {name}")

@@ -59,6 +59,8 @@ class Session:
     json: bool = False
     out: Console = field(default_factory=lambda: Console(soft_wrap=True, highlight=False, emoji=False))
     err: Console = field(default_factory=lambda: Console(stderr=True, soft_wrap=True, highlight=False, emoji=False))
+    flags: str = ""
+    """The flags that say where the services are, as they were typed: a command that is suggested needs them too."""
     local: bool = False
     """Whether the services run inside this process."""
 

@@ -10,7 +10,7 @@ from google.protobuf import json_format, struct_pb2
 
 from atelier.artifacts.importing import examine
 from atelier.artifacts.manifest import File, Kind, hash_file
-from atelier.artifacts.messages import files_to_messages, kind_to_enum
+from atelier.artifacts.messages import files_from_messages, files_to_messages, kind_to_enum
 from atelier.errors import data_loss
 from atelier.v1 import artifact_pb2, artifact_pb2_grpc
 
@@ -59,7 +59,7 @@ def download(stub: artifact_pb2_grpc.ArtifactsStub, name: str, folder: Path, *, 
     """
     artifact = stub.GetArtifact(artifact_pb2.GetArtifactRequest(name=name))
     done = 0
-    for file in artifact.files:
+    for file in files_from_messages(artifact.files):  # which refuses paths that lead out of the folder
         target = folder / file.path
         if not (target.is_file() and target.stat().st_size == file.size and hash_file(target) == file.sha256):
             _download_file(stub, artifact.name, file, target)
@@ -69,7 +69,7 @@ def download(stub: artifact_pb2_grpc.ArtifactsStub, name: str, folder: Path, *, 
     return artifact
 
 
-def _download_file(stub: artifact_pb2_grpc.ArtifactsStub, name: str, file: artifact_pb2.ArtifactFile, target: Path) -> None:
+def _download_file(stub: artifact_pb2_grpc.ArtifactsStub, name: str, file: File, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{file.sha256}.part")
     begin = part.stat().st_size if part.exists() and part.stat().st_size <= file.size else 0

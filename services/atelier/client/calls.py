@@ -58,11 +58,15 @@ class Calls:
 
 @dataclass(kw_only=True)
 class Repetition:
-    """Decides, for one call, whether a failure is waited out. `most` bounds how often after UNAVAILABLE; None: patience alone does."""
+    """Decides, for one call, whether a failure is waited out. `most` bounds how often after UNAVAILABLE; None: patience alone does.
+
+    Nothing is waited for beyond `end`, a time of the clock.
+    """
 
     calls: Calls
     idempotent: bool
     most: int | None
+    end: float | None = None
     failures: int = 0
     since: float | None = None
 
@@ -73,8 +77,9 @@ class Repetition:
     def wait_or_raise(self, error: AtelierError) -> None:
         """Waits before the next try, or raises the error."""
         delay = self._delay(error)
-        self.since = self.calls.clock() if self.since is None else self.since
-        if delay is None or self.calls.clock() + delay - self.since > self.calls.patience_seconds:
+        now = self.calls.clock()
+        self.since = now if self.since is None else self.since
+        if delay is None or now + delay - self.since > self.calls.patience_seconds or (self.end is not None and now + delay >= self.end):
             raise error
         self.failures += 1
         self.calls.sleep(delay)

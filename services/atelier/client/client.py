@@ -96,16 +96,17 @@ class Client:
     ) -> Iterator[image_pb2.GenerateProgress | image_pb2.GeneratedImage]:
         """Progress, then the pictures. A missing seed is drawn here, so that a call that was cut off gives the same pictures again.
 
-        Ending the iteration early stops the work within one step.
+        `timeout_seconds` counts for all tries together. Ending the iteration early stops the work within one step.
         """
         asked = image_pb2.GenerateRequest()
         asked.CopyFrom(request)
         if not asked.HasField("seed"):
             asked.seed = secrets.randbits(32)
-        repetition = Repetition(calls=self._calls, idempotent=True, most=3)
+        end = None if timeout_seconds is None else self._calls.clock() + timeout_seconds
+        repetition = Repetition(calls=self._calls, idempotent=True, most=3, end=end)
         pictures = 0
         while True:
-            stream = self._images.Generate(asked, timeout=timeout_seconds)
+            stream = self._images.Generate(asked, timeout=None if end is None else end - self._calls.clock())
             try:
                 for response in stream:
                     pictures += response.HasField("image")

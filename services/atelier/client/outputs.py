@@ -12,6 +12,7 @@ from pathlib import Path
 
 from atelier.client.client import Client
 from atelier.client.job_service import outputs
+from atelier.errors import invalid_field
 from atelier.v1 import job_pb2
 
 RESULTS = ("lora", "model")
@@ -35,12 +36,15 @@ class Note:
 
     @classmethod
     def read(cls, folder: Path) -> Note | None:
-        """The note of an output folder, if there is one."""
+        """The note of an output folder, if there is one. Raises INVALID_ARGUMENT for one that says nothing."""
         path = folder / NOTE
         if not path.is_file():
             return None
-        content = json.loads(path.read_text())
-        return cls(job=content["job"], class_data_dir=content["class_data_dir"])
+        try:
+            content = json.loads(path.read_text())
+            return cls(job=content["job"], class_data_dir=content["class_data_dir"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise invalid_field("--output_dir", f"{path} names no job: move that file away, and name the job itself") from error
 
 
 def fetch_training(client: Client, job: job_pb2.Job, folder: Path, *, logging_dir: str = "logs", progress: Progress | None = None) -> None:
@@ -72,14 +76,21 @@ def fetch_class_pictures(client: Client, job: job_pb2.Job, folder: Path) -> int:
 
 
 def fetch_file(client: Client, artifact: str, target: Path, *, progress: Progress | None = None) -> Path:
-    """Writes an artifact to where people asked for: its one tensor file as `target` when that is named as a file, else into the folder."""
+    """Writes an artifact to where people asked for: its one tensor file as `target` when that is named as a file, else into the folder.
+
+    Raises INVALID_ARGUMENT when a file is named and there are several.
+    """
     if target.suffix != ".safetensors":
         client.artifacts.download(artifact, target, progress=progress)
         return target
+    tensors = [file.path for file in client.artifacts.get(artifact).files if file.path.endswith(target.suffix)]
+    if len(tensors) != 1:
+        sentence = f"{target} cannot hold all of {artifact}: name a folder, or fetch it with `atelier artifacts download {artifact} DIR`"
+        raise invalid_field("--output", sentence)
     with tempfile.TemporaryDirectory(dir=_existing(target.parent)) as scratch:
         client.artifacts.download(artifact, Path(scratch), progress=progress)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(next(Path(scratch).rglob("*.safetensors")), target)
+        shutil.move(Path(scratch) / tensors[0], target)
     return target
 
 

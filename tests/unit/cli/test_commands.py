@@ -242,11 +242,6 @@ def test_lines_that_make_no_sense_end_with_exit_code_2(shell: Shell, line: str) 
     assert shell.err.count("\n") <= 1
 
 
-def test_version(shell: Shell) -> None:
-    assert shell("version --json") == 0
-    assert json.loads(shell.out)["version"]
-
-
 def test_paths_with_a_colon_are_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a:1").write_text("")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -111,6 +112,8 @@ def test_services_that_are_not_installed_are_named_with_their_extra() -> None:
 def test_version_is_a_flag_and_a_command(shell: Shell, line: str) -> None:
     assert shell(line) == 0
     assert shell.out.startswith("atelier ")
+    assert shell(f"{line} --json") == 0
+    assert json.loads(shell.out)["version"]
 
 
 def test_grpc_says_nothing_of_its_own(shell: Shell, tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from fake_atelier import ended, event, progress
-from fake_files import LORA, safetensors
+from fake_files import LORA, model, safetensors
 from fake_shell import Shell
 
 from atelier.errors import failed_precondition
@@ -97,6 +98,15 @@ def test_ctrl_c_with_a_server_detaches_and_says_how_to_come_back(shell: Shell) -
     assert shell.fake.requests("CancelJob") == []
 
 
+def test_a_command_that_is_suggested_has_the_flags_it_needs(shell: Shell) -> None:
+    shell.interrupt_at = 1
+    shell.fake.answers["WatchJob"] = [[progress(1, 5), progress(2, 6), ended()]]
+    out = shell.folder / "my out"
+    assert shell(["jobs", "watch", "j1", "--data", "my data", "--output_dir", str(out), "--logging_dir", "events"]) == 130
+    assert f"atelier --data 'my data' jobs watch jobs/j1 --output_dir '{out}' --logging_dir events" in shell.err
+    assert "atelier --data 'my data' jobs cancel jobs/j1" in shell.err
+
+
 def test_ctrl_c_without_a_server_stops_at_a_checkpoint_and_says_how_to_go_on(shell: Shell) -> None:
     shell.installation.up_runs = False
     shell.interrupt_at = 1
@@ -113,6 +123,27 @@ def test_the_folder_of_a_run_is_enough_to_come_back(shell: Shell) -> None:
     (out / "atelier.json").write_text(json.dumps({"job": "jobs/j7", "class_data_dir": str(shell.folder / "class")}))
     assert shell(f"jobs watch --output_dir {out}") == 0
     assert shell.fake.requests("WatchJob")[0].name == "jobs/j7"
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"job": 1'])
+def test_a_folder_whose_note_is_another_programs_is_named(shell: Shell, content: str) -> None:
+    (shell.folder / "atelier.json").write_text(content)
+    assert shell(f"jobs watch --output_dir {shell.folder}") == 1
+    assert f"{shell.folder}/atelier.json names no job" in shell.err
+
+
+def test_a_folder_of_files_is_not_put_into_one(shell: Shell) -> None:
+    """The first of a pipeline's files is its text encoder."""
+    made = job_pb2.JobOutput(role="model", artifact=stored(shell))
+    shell.fake.answers["WatchJob"] = [[ended(outputs=[made])]]
+    assert shell(f"convert base --to diffusers -o {shell.folder}/x/one.safetensors") == 1
+    assert "name a folder" in shell.err and made.artifact in shell.err
+    assert not (shell.folder / "x").exists()
+
+
+def stored(shell: Shell) -> str:
+    model(shell.folder / "model")
+    return shell.add("model", "base")
 
 
 def test_watch_needs_a_job_or_a_folder(shell: Shell) -> None:

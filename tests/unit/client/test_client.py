@@ -208,6 +208,19 @@ def test_generate_waits_when_the_queue_is_full(client: Client, fake: FakeAtelier
     assert clock.slept == [7]
 
 
+def test_the_time_for_a_picture_is_for_all_tries_together(client: Client, fake: FakeAtelier, clock: Clock) -> None:
+    fake.answers["Generate"] = [AtelierError(Status.RESOURCE_EXHAUSTED, "OVERLOADED", "too much work", retry_after_seconds=7)]
+    with pytest.raises(AtelierError) as caught:
+        list(client.generate(image_pb2.GenerateRequest(), timeout_seconds=10))
+    assert caught.value.reason == "OVERLOADED" and clock.slept == [7]
+
+
+@pytest.mark.parametrize("token", ["two\nlines", "wröng"])
+def test_what_cannot_be_a_token_is_refused(token: str) -> None:
+    with pytest.raises(AtelierError, match="keys/token"):
+        Client("127.0.0.1:1", token)
+
+
 def test_a_deployment_is_waited_for_until_it_fails(client: Client, fake: FakeAtelier) -> None:
     states = [server_pb2.DEPLOYMENT_STATE_PENDING, server_pb2.DEPLOYMENT_STATE_FAILED]
     fake.answers["GetDeployment"] = [server_pb2.Deployment(name="deployments/a", state=s, message="no memory") for s in states]
