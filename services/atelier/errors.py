@@ -81,8 +81,8 @@ def invalid_field(field: str, description: str, *, reason: str = "INVALID_FIELDS
 
 
 def not_found(resource: str, name: str, *, hint: str = "") -> AtelierError:
-    """NOT_FOUND: `resource` is the word of the docs (artifact, job, deployment)."""
-    sentence = f"there is no {resource} {name!r}" + (f"; {hint}" if hint else "")
+    """NOT_FOUND: `resource` is the word of the docs (artifact, job, deployment); `name` is empty where there is none at all."""
+    sentence = f"there is no {resource}" + (f" {name!r}" if name else "") + (f"; {hint}" if hint else "")
     return AtelierError(Status.NOT_FOUND, f"{resource.upper().replace(' ', '_')}_NOT_FOUND", sentence, metadata={resource: name})
 
 

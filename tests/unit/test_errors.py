@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import atelier
+from atelier.errors import not_found
 
 ROOT = Path(atelier.__path__[0])
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
@@ -34,6 +35,11 @@ def reasons(tree: ast.AST) -> Iterator[str]:
 
 def _words(values: list[object]) -> Iterator[str]:
     yield from (value for value in values if isinstance(value, str))
+
+
+def test_what_is_missing_is_named_where_it_has_a_name() -> None:
+    assert str(not_found("job", "jobs/x")) == "there is no job 'jobs/x'"
+    assert str(not_found("deployment", "", hint="make one")) == "there is no deployment; make one"
 
 
 def test_every_reason_is_on_the_page() -> None:

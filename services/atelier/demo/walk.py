@@ -119,7 +119,7 @@ class Walk:
         """Puts a model into service, and waits until it answers."""
         self.client.deployments.create(name, server_pb2.Deployment(model=model, serve_eager=False, compile=False))
         for deployment in self.client.deployments.wait(name):
-            self.console.print(f"  {name}: {deployment.message}", style="dim", markup=False)
+            self.console.print(f"  {name}: {deployment.message or 'ready'}", style="dim", markup=False)
 
     def generate(self, when: str) -> None:
         """The subject on backgrounds that it was not trained on, and prompts without it; many at once, as an endpoint has it."""
