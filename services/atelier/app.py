@@ -34,7 +34,7 @@ def running(data: Path) -> Address | None:
         host, _, port = address.target.rpartition(":")
         with socket.create_connection((host.strip("[]"), int(port)), timeout=ALIVE_SECONDS):
             return address
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -86,7 +86,7 @@ def inside(data: Path, *, serving: bool = False) -> Iterator[Address]:
         finally:
             began.set()
 
-    with _locked(settings.data, SERVICES):
+    with _logged(settings.data, "command"), _locked(settings.data, SERVICES):
         thread = threading.Thread(target=work, name="services")
         thread.start()
         try:
@@ -100,12 +100,7 @@ def inside(data: Path, *, serving: bool = False) -> Iterator[Address]:
 
 
 def _run(settings: Settings, services: Sequence[str], *, on_ready: Callable[[Address], None], announce: bool) -> None:
-    logs = settings.data / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
-    handler = logging.FileHandler(logs / f"{'atelier' if announce else services[0]}.log")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=[handler])
-    with _locked(settings.data, services):
+    with _logged(settings.data, "atelier" if announce else services[0]), _locked(settings.data, services):
         run_file = settings.data / RUN_FILE
 
         def ready(address: Address) -> None:
@@ -153,6 +148,25 @@ def _await_thread(stop: threading.Event) -> Callable[[], object]:
             await asyncio.sleep(0.1)
 
     return wait
+
+
+@contextmanager
+def _logged(data: Path, name: str) -> Iterator[None]:
+    """Everything that is logged goes into a file of the data folder, nothing to the terminal."""
+    (data / "logs").mkdir(parents=True, exist_ok=True)
+    logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
+    handler = logging.FileHandler(data / "logs" / f"{name}.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.removeHandler(handler)
+        handler.close()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import inspect
 import logging
 import secrets
@@ -61,16 +62,23 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         except (asyncio.CancelledError, GeneratorExit):
             code = "CANCELLED"
             raise
-        except Exception:
-            trace = secrets.token_hex(4)
-            logger.exception("%s failed, trace %s", method, trace)
-            error = AtelierError(Status.INTERNAL, "INTERNAL", f"internal error; the server's log has it as trace {trace}")
+        except Exception as caught:
+            error = _unexpected(method, caught)
         finally:
             code = error.status.name if error else code
             level = logging.DEBUG if method.startswith(QUIET) and code == "OK" else logging.INFO
             logger.log(level, "%s %s %.1f ms", method, code, 1000 * (time.monotonic() - begin))
         if error is not None:
             await context.abort(*abort_arguments(error))
+
+
+def _unexpected(method: str, error: Exception) -> AtelierError:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        logger.error("%s failed: %s", method, error)
+        return AtelierError(Status.RESOURCE_EXHAUSTED, "STORAGE_FULL", "the server's disk is full: make room there, then try again")
+    trace = secrets.token_hex(4)
+    logger.error("%s failed, trace %s", method, trace, exc_info=error)
+    return AtelierError(Status.INTERNAL, "INTERNAL", f"internal error; the server's log has it as trace {trace}")
 
 
 def _check(request: Any) -> None:

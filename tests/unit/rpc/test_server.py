@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -25,6 +26,8 @@ class Jobs(job_pb2_grpc.JobsServicer):
             raise errors.invalid([errors.Violation("steps", "must be positive"), errors.Violation("width", "must be a multiple of 64")])
         if request.name == "jobs/bug":
             raise RuntimeError("the password is hunter2")
+        if request.name == "jobs/full":
+            raise OSError(errno.ENOSPC, "No space left on device", "/a/path/of/ours")
         return job_pb2.Job(name=request.name)
 
     async def ListJobs(self, request: job_pb2.ListJobsRequest, context: Any) -> job_pb2.ListJobsResponse:  # type: ignore[override]
@@ -74,6 +77,12 @@ async def test_a_bug_reaches_the_log_and_not_the_client(caplog: pytest.LogCaptur
     assert error.status is errors.Status.INTERNAL
     assert "hunter2" not in error.message
     assert "hunter2" in caplog.text
+
+
+async def test_a_full_disk_of_the_server_is_said_to_be_full() -> None:
+    error = await ask(lambda c: error_of(lambda: job_pb2_grpc.JobsStub(c).GetJob(job_pb2.GetJobRequest(name="jobs/full"))))
+    assert (error.status, error.reason) == (errors.Status.RESOURCE_EXHAUSTED, "STORAGE_FULL")
+    assert "/a/path" not in error.message and error.retry_after_seconds is None
 
 
 async def test_an_error_in_a_stream_comes_after_its_messages() -> None:
