@@ -73,7 +73,7 @@ def sniff(path: Path) -> Format:
 def safetensors_header(path: Path) -> dict[str, Any]:
     """The header of a safetensors file: name -> `{dtype, shape, data_offsets}`, and `__metadata__`. Raises ValueError when it is none.
 
-    The offsets are checked: in order, without gaps or overlaps, and to the file's end.
+    Types are checked, and the offsets: in order, without gaps or overlaps, and to the file's end.
     """
     size = path.stat().st_size
     with path.open("rb") as stream:
@@ -83,8 +83,9 @@ def safetensors_header(path: Path) -> dict[str, Any]:
             raise ValueError("not a safetensors file: its header length is impossible")
         try:
             header: dict[str, Any] = json.loads(stream.read(length))
-            spans = sorted(tuple(entry["data_offsets"]) for name, entry in header.items() if name != "__metadata__")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            spans = sorted(_span(entry) for name, entry in header.items() if name != "__metadata__")
+            _check_strings(header.get("__metadata__", {}))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError("not a safetensors file: its header cannot be read") from error
     end = 0
     for begin, stop in spans:
@@ -94,6 +95,19 @@ def safetensors_header(path: Path) -> dict[str, Any]:
     if 8 + length + end != size:
         raise ValueError(f"damaged safetensors file: {size} bytes, its header says {8 + length + end}")
     return header
+
+
+def _span(entry: Mapping[str, Any]) -> tuple[int, int]:
+    begin, end = entry["data_offsets"]
+    # `type`, since True is an int too.
+    if not isinstance(entry["dtype"], str) or not all(type(n) is int and n >= 0 for n in (begin, end, *entry["shape"])):
+        raise ValueError("a tensor without a type, shape and place")
+    return begin, end
+
+
+def _check_strings(metadata: Mapping[str, Any]) -> None:
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("metadata that are no strings")
 
 
 def check_kind(kind: Kind) -> None:
@@ -195,7 +209,7 @@ def _sniff_text(path: Path, head: bytes) -> Format:
     if head.lstrip()[:1] in (b"{", b"[") and path.stat().st_size < MAX_HEADER_BYTES:
         try:
             json.loads(path.read_bytes())
-        except ValueError:
+        except (ValueError, RecursionError):
             return Format.TEXT
         return Format.JSON
     return Format.TEXT

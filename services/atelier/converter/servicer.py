@@ -72,7 +72,7 @@ class ConverterServicer(converter_pb2_grpc.ConverterServicer):
             violations.append(Violation("loras", f"1 to {MAX_LORAS}, got {len(request.loras)}"))
         loras = []
         for index, item in enumerate(request.loras):
-            loras.append(self._record(f"loras[{index}].lora", item.lora, (Kind.LORA, Kind.LEGACY), violations))
+            loras.append(self._record(f"loras[{index}].lora", item.lora, (Kind.LORA,), violations))
             if not math.isfinite(item.ratio) or abs(item.ratio) > MAX_RATIO:
                 violations.append(Violation(f"loras[{index}].ratio", f"must be finite and within {MAX_RATIO:g}, got {item.ratio}"))
         _check_file_name(request.file_name, violations)
@@ -98,7 +98,8 @@ class ConverterServicer(converter_pb2_grpc.ConverterServicer):
             violations.append(Violation(field, error.message))
             return None
         if record.manifest.kind not in kinds:
-            violations.append(Violation(field, f"{name} is a {record.manifest.kind}; expected {' or '.join(kinds)}"))
+            hint = " (`atelier convert` reads a pickled LoRA)" if record.manifest.kind is Kind.LEGACY else ""
+            violations.append(Violation(field, f"{name} is a {record.manifest.kind}; expected {' or '.join(kinds)}{hint}"))
         return record
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from atelier.artifacts.manifest import Kind, Source
 from atelier.converter import legacy
 from atelier.errors import AtelierError, Status, invalid_field
+from atelier.formats import folder as model_folder
 from atelier.formats import lora, merging, single_file
-from atelier.formats.lora import Naming
-from atelier.formats.tensorfile import Report, TensorFile, write
-from atelier.graphs.files import weight_files
+from atelier.formats.keys import text_name
+from atelier.formats.lora_names import Naming
+from atelier.formats.lora_scale import CONFIG_FILE
+from atelier.formats.tensorfile import Output, Report, TensorFile, write
+from atelier.graphs.files import STEMS, weight_files
 from atelier.jobs.context import JobContext, LocalArtifact
 from atelier.v1 import converter_pb2
 
@@ -75,31 +78,35 @@ def _merge(request: converter_pb2.MergeRequest, context: JobContext) -> None:
     ]
     folder = context.workdir / "out"
     dtype = DTYPES[request.precision]
+    report = _reporter(context, "merging")
     if base.manifest.kind is Kind.SINGLE_FILE:
         source = _tensors(base)
-        target = folder / f"{request.file_name or f'lora-{source.stem}'}.safetensors"
-        opened = TensorFile(source)
-        modules = _original_modules(opened, loras)
-        _check_fit([opened], [modules], loras)
-        metadata = {k: v for k, v in opened.metadata.items() if k != "format"}
-        write(target, merging.merged(opened, loras, modules, dtype=dtype), metadata, report=_reporter(context, "merging"))
+        _merge_file(source, folder / f"{request.file_name or f'lora-{source.stem}'}.safetensors", loras, dtype=dtype, report=report)
         role, kind = "single_file", Kind.SINGLE_FILE
     else:
-        _merge_folder(base.folder, folder, loras, dtype=dtype, context=context)
+        _merge_folder(base.folder, folder, loras, dtype=dtype, report=report)
         role, kind = "model", Kind.MODEL
     _carry_over(artifacts[-1] if artifacts else base, folder)
     sources = [Source(role="base", digest=base.digest), *(Source(role="lora", digest=artifact.digest) for artifact in artifacts)]
     context.publish(role, kind, folder, sources=sources, metadata={"ratios": [item.ratio for item in request.loras]})
 
 
-def _merge_folder(base: Path, folder: Path, loras: list[merging.Weighted], *, dtype: str | None, context: JobContext) -> None:
-    opened = {path: (TensorFile(path), part) for part in ("unet", "text_encoder") for path in weight_files(base, part)}
-    modules = {path: {name: _module(part, name) for name in file.entries} for path, (file, part) in opened.items()}
-    _check_fit([file for file, _ in opened.values()], list(modules.values()), loras)
-    shutil.copytree(base, folder, ignore=lambda at, names: [n for n in names if Path(at, n) in opened])
-    for path, (file, part) in opened.items():
-        outputs = merging.merged(file, loras, modules[path], dtype=dtype)
-        write(folder / path.relative_to(base), outputs, {}, report=_reporter(context, f"merging {part}"))
+def _merge_file(source: Path, target: Path, loras: list[merging.Weighted], *, dtype: str | None, report: Report) -> None:
+    opened = TensorFile(source)
+    modules = single_file.original_names(opened, {module for weighted in loras for module in weighted.pairs})
+    _check_fit({module: opened.entries[name].shape for name, module in modules.items()}, loras)
+    metadata = {key: value for key, value in opened.metadata.items() if key != "format"}
+    write(target, merging.merged(opened, loras, modules, dtype=dtype), metadata, report=report)
+
+
+def _merge_folder(base: Path, folder: Path, loras: list[merging.Weighted], *, dtype: str | None, report: Report) -> None:
+    files = [(part, TensorFile(path)) for part in STEMS for path in weight_files(base, part)]
+    _check_fit({_module(part, name): entry.shape for part, file in files for name, entry in file.entries.items()}, loras)
+
+    def tensors(part: str, file: TensorFile) -> list[Output]:
+        return merging.merged(file, loras, {name: _module(part, name) for name in file.entries}, dtype=dtype)
+
+    model_folder.rewrite(base, folder, tensors=tensors, report=report)
 
 
 def _reporter(context: JobContext, phase: str) -> Report:
@@ -112,33 +119,16 @@ def _reporter(context: JobContext, phase: str) -> Report:
     return report
 
 
-def _check_fit(files: list[TensorFile], modules: list[dict[str, str]], loras: list[merging.Weighted]) -> None:
-    shapes = {
-        names[name]: file.entries[name].shape
-        for file, names in zip(files, modules, strict=True)
-        for name in names
-        if name.endswith(".weight")
-    }
+def _check_fit(shapes: Mapping[str, tuple[int, ...]], loras: list[merging.Weighted]) -> None:
     found = merging.misfits(loras, shapes)
     if found:
         more = f" and {len(found) - 10} more" if len(found) > 10 else ""
         raise invalid_field("loras", f"a LoRA was trained on another architecture: {'; '.join(found[:10])}{more}", reason="LORA_MISFIT")
 
 
-def _original_modules(source: TensorFile, loras: list[merging.Weighted]) -> dict[str, str]:
-    configs = single_file.single_file_configs(source)
-    found = {}
-    for module in sorted({module for weighted in loras for module in weighted.pairs}):
-        part, _, rest = module.partition(".")
-        name = single_file.original_name(part, f"{rest}.weight", configs)
-        if name in source.entries:
-            found[str(name)] = module
-    return found
-
-
 def _module(part: str, name: str) -> str:
-    name = name.removesuffix(".weight")
-    return f"text_encoder.text_model.{name.removeprefix('text_model.')}" if part == "text_encoder" else f"{part}.{name}"
+    """The module whose weight a tensor is; for other tensors a name that no LoRA has."""
+    return f"{part}.{(text_name(name) or name) if part == 'text_encoder' else name}".removesuffix(".weight")
 
 
 def _read_lora(artifact: LocalArtifact, context: JobContext) -> dict[str, lora.Pair]:
@@ -148,20 +138,19 @@ def _read_lora(artifact: LocalArtifact, context: JobContext) -> dict[str, lora.P
         context.log(f"{path.name} is a pickle: read in a process that cannot run its code")
         legacy.to_safetensors(path, target)
         path = target
-    pairs = lora.read(path)
-    if any(not math.isfinite(pair.scale) for pair in pairs.values()):
-        raise ValueError("its alpha is not finite")
-    return pairs
+    if lora.assumes_scale(path):
+        context.log(f"{path.name} came without {CONFIG_FILE}: alpha is taken as the rank", level="warning")
+    return lora.read(path)
 
 
 def _tensors(artifact: LocalArtifact) -> Path:
     if artifact.manifest.kind is Kind.LEGACY:
         return artifact.folder / artifact.manifest.files[0].path
-    return next(artifact.folder.glob("*.safetensors"))
+    return next(artifact.folder.rglob("*.safetensors"))
 
 
 def _carry_over(source: LocalArtifact, folder: Path) -> None:
     """The preview picture goes along with what it shows."""
     preview = source.folder / "preview.png"
-    if preview.exists() and not (folder / "preview.png").exists():
+    if preview.exists():
         shutil.copyfile(preview, folder / "preview.png")

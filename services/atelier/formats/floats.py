@@ -15,12 +15,16 @@ _NAN = 0x7FC0
 
 
 def to_fp32(content: Buffer, dtype: str) -> NDArray[np.float32]:
-    """Bytes of a floating-point tensor as fp32, flat. Raises ValueError for other types."""
+    """Bytes of a floating-point tensor as fp32, flat. Raises ValueError for other types, and where a finite value lies beyond fp32."""
     if dtype == "BF16":
         return (np.frombuffer(content, dtype="<u2").astype(np.uint32) << 16).view(np.float32)
     if dtype not in _NUMPY:
         raise ValueError(f"{dtype} tensors are not floating point of 16, 32 or 64 bits, and are not converted")
-    return np.frombuffer(content, dtype=_NUMPY[dtype]).astype(np.float32)
+    try:
+        with np.errstate(over="raise"):
+            return np.frombuffer(content, dtype=_NUMPY[dtype]).astype(np.float32)
+    except FloatingPointError:
+        raise ValueError("a value lies beyond what F32 can hold") from None
 
 
 def from_fp32(values: NDArray[np.float32], dtype: str) -> bytes:

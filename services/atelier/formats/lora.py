@@ -1,33 +1,19 @@
-"""A LoRA in the names of diffusers, peft and kohya (WebUI), told by its keys; every naming from and to pairs of matrices by module.
-
-Modules are named as in diffusers layout: `unet.down_blocks.0...to_q`, `text_encoder.text_model.encoder.layers.0.self_attn.q_proj`.
-"""
+"""A LoRA as pairs of matrices by module, from a file in the names of diffusers, peft or kohya (WebUI), and to any of them."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from atelier.formats.floats import Buffer, from_fp32, to_fp32
+from atelier.formats import lora_scale
+from atelier.formats.floats import FLOATS, Buffer, from_fp32, to_fp32
+from atelier.formats.lora_names import Naming, names_of, naming_of, place_of
 from atelier.formats.tensorfile import Output, TensorFile, write
-
-ADAPTER_METADATA = "lora_adapter_metadata"
-"""Where diffusers keeps rank and alpha, as JSON with the component in front: `unet.r`, `unet.lora_alpha`."""
-
-
-class Naming(StrEnum):
-    """The namings of LoRAs."""
-
-    DIFFUSERS = "diffusers"
-    PEFT = "peft"
-    WEBUI = "webui"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,177 +44,104 @@ class Pair:
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
-_SUFFIXES = {
-    ".lora_A.weight": "down", ".lora_B.weight": "up", ".lora.down.weight": "down", ".lora.up.weight": "up",
-    ".lora_down.weight": "down", ".lora_up.weight": "up", ".lora_linear_layer.down.weight": "down", ".lora_linear_layer.up.weight": "up",
-    ".alpha": "alpha",
-}  # fmt: skip
-_OLD_PROCESSOR = re.compile(r"\.processor\.(to_q|to_k|to_v|to_out)_lora\.(down|up)\.weight$")
-_OLD_ATTENTION = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
-
-WORDS = (
-    "down_blocks", "up_blocks", "mid_block", "transformer_blocks", "time_embedding", "time_emb_proj", "conv_shortcut", "conv_in",
-    "conv_out", "linear_1", "linear_2", "proj_in", "proj_out", "to_q", "to_k", "to_v", "to_out", "text_model", "self_attn", "q_proj",
-    "k_proj", "v_proj", "out_proj", "attentions", "resnets", "downsamplers", "upsamplers", "attn1", "attn2", "ff", "net", "proj", "conv1",
-    "conv2", "conv", "encoder", "layers", "mlp", "fc1", "fc2",
-)  # fmt: skip
-"""Words of module names, longest meaning first: kohya joins them with `_`, which some of them contain."""
-_WORD = re.compile("(" + "|".join(sorted((re.escape(w) for w in WORDS), key=len, reverse=True)) + r"|\d+)(?:_|$)")
-_KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
-
-
-def naming_of(names: Mapping[str, Any]) -> Naming:
-    """The naming that keys are in. Raises ValueError when they are of no LoRA."""
-    if any(name.startswith(("lora_unet_", "lora_te_")) for name in names):
-        return Naming.WEBUI
-    if any(name.startswith("base_model.model.") for name in names):
-        return Naming.PEFT
-    components = ("unet.", "text_encoder.", "down_blocks.", "mid_block.", "up_blocks.")
-    if any("_lora." in name or (name.startswith(components) and ".lora" in name) for name in names):
-        return Naming.DIFFUSERS
-    raise ValueError(f"this is no LoRA that is known here; its first tensors are {', '.join(sorted(names)[:5])}")
-
-
 def read(path: Path) -> dict[str, Pair]:
-    """The pairs of a LoRA file, by module. Raises ValueError naming every tensor that no rule maps."""
-    found: dict[str, dict[str, Any]] = {}
-    unknown = []
+    """The pairs of a LoRA file, by module. Raises ValueError naming every tensor that no rule maps, and for what is no pair."""
     source = TensorFile(path)
     naming = naming_of(source.entries)
+    found: dict[str, dict[str, Matrix]] = {}
+    unknown = []
     for name, entry in source.entries.items():
-        place = _place(name, naming)
+        place = place_of(name, naming)
         if place is None:
             unknown.append(name)
             continue
         module, part = place
-        raw = source.raw(name)
-        value: Any = Matrix(dtype=entry.dtype, shape=entry.shape, raw=raw)
-        found.setdefault(module, {})[part] = float(to_fp32(raw, entry.dtype)[0]) if part == "alpha" else value
-    metadata = _adapter_metadata(source, path)
+        if part in found.setdefault(module, {}):
+            raise ValueError(f"{name}: {module} has its {part} twice")
+        found[module][part] = Matrix(dtype=entry.dtype, shape=entry.shape, raw=source.raw(name))
     unknown += [module for module, parts in found.items() if not {"down", "up"} <= parts.keys()]
     if unknown:
         raise ValueError(f"no rule maps these tensors of the LoRA: {', '.join(sorted(unknown)[:10])}")
-    pairs = {}
-    for module, parts in sorted(found.items()):
-        pair = Pair(down=parts["down"], up=parts["up"], alpha=parts.get("alpha"))
-        if pair.alpha is None and metadata:
-            pair = Pair(down=pair.down, up=pair.up, alpha=_alpha_of(module, pair, metadata))
-        pairs[module] = pair
-    return pairs
+    config = lora_scale.read(source.metadata, path.parent)
+    return {module: _pair(module, parts, config) for module, parts in sorted(found.items())}
+
+
+def assumes_scale(path: Path) -> bool:
+    """Whether nothing says alpha of a LoRA in peft's names, whose default is not the rank: it is then taken as the rank."""
+    source = TensorFile(path)
+    told = lora_scale.read(source.metadata, path.parent) or any(name.endswith(".alpha") for name in source.entries)
+    return naming_of(source.entries) is Naming.PEFT and not told
 
 
 def save(pairs: Mapping[str, Pair], path: Path, naming: Naming) -> None:
-    """Writes pairs in a naming; alpha stands in a tensor (WebUI) or in the metadata (diffusers, peft)."""
+    """Writes pairs in a naming; alpha stands in a tensor (WebUI), in the metadata (diffusers), or in a config beside the file (peft).
+
+    Raises ValueError for what a naming cannot say: peft's holds one component.
+    """
+    components = sorted({module.partition(".")[0] for module in pairs})
+    if naming is Naming.PEFT and len(components) > 1:
+        raise ValueError(
+            "peft's form holds the adapter of one model, and this LoRA has unet and text_encoder: choose diffusers' or kohya's"
+        )
     outputs: list[Output] = []
     for module, pair in pairs.items():
-        down, up, alpha = _names(module, naming)
+        down, up, alpha = names_of(module, naming)
         outputs += [_output(down, pair.down), _output(up, pair.up)]
         if alpha:
-            value = from_fp32(np.array([pair.rank if pair.alpha is None else pair.alpha], dtype=np.float32), pair.down.dtype)
-            outputs.append(_output(alpha, Matrix(dtype=pair.down.dtype, shape=(), raw=value)))
-    ranks = {pair.rank for pair in pairs.values()}
-    alphas = {pair.rank if pair.alpha is None else pair.alpha for pair in pairs.values()}
+            outputs.append(_output(alpha, _scalar(_alpha(pair), pair.down.dtype)))
     metadata: dict[str, str] = {}
     if naming is Naming.WEBUI:
-        metadata = {"ss_network_module": "networks.lora", "ss_network_dim": str(max(ranks)), "ss_network_alpha": f"{max(alphas):g}"}
-    elif any(pair.scale != 1.0 for pair in pairs.values()):
-        metadata = {ADAPTER_METADATA: json.dumps(_metadata_of(pairs))}
+        rank, alpha_value = max(pair.rank for pair in pairs.values()), max(_alpha(pair) for pair in pairs.values())
+        metadata = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": f"{alpha_value:g}"}
+    elif naming is Naming.DIFFUSERS and any(pair.scale != 1.0 for pair in pairs.values()):
+        config: dict[str, Any] = {}
+        for component in components:
+            config |= _config(pairs, component, prefix=f"{component}.")
+        metadata = {lora_scale.CARRIED: json.dumps(config)}
     write(path, outputs, metadata)
     if naming is Naming.PEFT:
-        config = {"peft_type": "LORA", **_metadata_of(pairs, prefix=False)}
-        (path.parent / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        config = {"peft_type": "LORA", "base_model_name_or_path": None, "bias": "none", **_config(pairs, components[0])}
+        (path.parent / lora_scale.CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def webui_module(module: str) -> str:
-    """kohya's name of a module."""
-    component, _, rest = module.partition(".")
-    return _KOHYA[component] + rest.replace(".", "_")
+def _pair(module: str, parts: Mapping[str, Matrix], config: Mapping[str, Any]) -> Pair:
+    down, up = parts["down"], parts["up"]
+    for matrix in parts.values():
+        if matrix.dtype not in FLOATS:
+            raise ValueError(f"{module} is of type {matrix.dtype}: a LoRA is floating point")
+    fit = len(down.shape) >= 2 and len(up.shape) >= 2 and up.shape[1] == down.shape[0] > 0 and set(up.shape[2:]) <= {1}
+    if not fit:
+        raise ValueError(f"{module}: {list(down.shape)} and {list(up.shape)} are no pair of down [r, in, ...] and up [out, r]")
+    if "alpha" not in parts:
+        return Pair(down=down, up=up, alpha=lora_scale.alpha_of(module, down.shape[0], config))
+    values = to_fp32(parts["alpha"].raw, parts["alpha"].dtype)
+    if values.size != 1 or not np.isfinite(values[0]):
+        raise ValueError(f"alpha of {module} must be one finite number, got {values.tolist()[:4]}")
+    return Pair(down=down, up=up, alpha=float(values[0]))
 
 
-def module_of_webui(name: str) -> str | None:
-    """The module behind kohya's name; None where it is none that is known."""
-    for component, prefix in _KOHYA.items():
-        if name.startswith(prefix):
-            rest, words = name.removeprefix(prefix), []
-            while rest:
-                match = _WORD.match(rest)
-                if not match:
-                    return None
-                words.append(match[1])
-                rest = rest[match.end() :]
-            return f"{component}.{'.'.join(words)}"
-    return None
+def _alpha(pair: Pair) -> float:
+    return float(pair.rank) if pair.alpha is None else pair.alpha
 
 
-def _place(name: str, naming: Naming) -> tuple[str, str] | None:
-    old = _OLD_PROCESSOR.search(name)
-    if old:
-        return _prefixed(f"{name[: old.start()]}.{_OLD_ATTENTION[old[1]]}"), old[2]
-    for suffix, part in _SUFFIXES.items():
-        if name.endswith(suffix):
-            module: str | None = name.removesuffix(suffix)
-            if naming is Naming.WEBUI:
-                module = module_of_webui(name.removesuffix(suffix))
-            elif naming is Naming.PEFT:
-                module = name.removesuffix(suffix).removeprefix("base_model.model.")
-            return (_prefixed(module), part) if module else None
-    return None
-
-
-def _prefixed(module: str) -> str:
-    if module.startswith("text_encoder."):
-        rest = module.removeprefix("text_encoder.")
-        return module if rest.startswith("text_model.") else f"text_encoder.text_model.{rest}"
-    if module.startswith("text_model."):
-        return f"text_encoder.{module}"
-    return module if module.startswith("unet.") else f"unet.{module}"
-
-
-def _names(module: str, naming: Naming) -> tuple[str, str, str]:
-    if naming is Naming.WEBUI:
-        name = webui_module(module)
-        return f"{name}.lora_down.weight", f"{name}.lora_up.weight", f"{name}.alpha"
-    if naming is Naming.PEFT:
-        name = f"base_model.model.{module}"
-        return f"{name}.lora_A.weight", f"{name}.lora_B.weight", ""
-    return f"{module}.lora_A.weight", f"{module}.lora_B.weight", ""
+def _scalar(value: float, dtype: str) -> Matrix:
+    """A number as a tensor of that type; of fp32 where the type would round it."""
+    exact = np.array([value], dtype=np.float32)
+    try:
+        raw = from_fp32(exact, dtype)
+    except ValueError:
+        raw = b""
+    if not raw or to_fp32(raw, dtype)[0] != exact[0]:
+        dtype, raw = "F32", from_fp32(exact, "F32")
+    return Matrix(dtype=dtype, shape=(), raw=raw)
 
 
 def _output(name: str, matrix: Matrix) -> Output:
     return Output(name=name, dtype=matrix.dtype, shape=matrix.shape, pieces=lambda: [matrix.raw])
 
 
-def _adapter_metadata(source: TensorFile, path: Path) -> dict[str, Any]:
-    beside = path.parent / "adapter_config.json"
-    if ADAPTER_METADATA in source.metadata:
-        content: dict[str, Any] = json.loads(source.metadata[ADAPTER_METADATA])
-        return content
-    if beside.exists():
-        config = json.loads(beside.read_text())
-        return {f"unet.{key}": value for key, value in config.items()}
-    return {}
-
-
-def _alpha_of(module: str, pair: Pair, metadata: Mapping[str, Any]) -> float | None:
-    component, _, rest = module.partition(".")
-    alpha = metadata.get(f"{component}.alpha_pattern", {}).get(rest, metadata.get(f"{component}.lora_alpha"))
-    return None if alpha is None or float(alpha) == pair.rank else float(alpha)
-
-
-def _metadata_of(pairs: Mapping[str, Pair], *, prefix: bool = True) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    for component in sorted({module.partition(".")[0] for module in pairs}):
-        own = {module.partition(".")[2]: pair for module, pair in pairs.items() if module.startswith(f"{component}.")}
-        first = next(iter(own.values()))
-        rank, alpha = first.rank, float(first.rank if first.alpha is None else first.alpha)
-        alphas = {m: float(p.rank if p.alpha is None else p.alpha) for m, p in own.items()}
-        # diffusers 0.35 fails where the patterns are not there, empty or not.
-        found: dict[str, Any] = {
-            "r": rank,
-            "lora_alpha": alpha,
-            "target_modules": sorted(own),
-            "rank_pattern": {m: p.rank for m, p in own.items() if p.rank != rank},
-            "alpha_pattern": {m: a for m, a in alphas.items() if a != alpha},
-        }
-        content |= {f"{component}.{key}" if prefix else key: value for key, value in found.items()}
-    return content
+def _config(pairs: Mapping[str, Pair], component: str, *, prefix: str = "") -> dict[str, Any]:
+    # Without `text_model.`, which transformers 5 has no more: peft takes a name for the end of a module's, so that both find theirs.
+    own = {m.partition(".")[2].removeprefix("text_model."): pair for m, pair in pairs.items() if m.startswith(f"{component}.")}
+    ranks = {module: pair.rank for module, pair in own.items()}
+    return lora_scale.config_of(ranks, {module: _alpha(pair) for module, pair in own.items()}, prefix=prefix)

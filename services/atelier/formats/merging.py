@@ -39,15 +39,23 @@ def misfits(loras: Sequence[Weighted], shapes: Mapping[str, tuple[int, ...]]) ->
             wanted = (pair.up.shape[0], *pair.down.shape[1:])
             if shape is None:
                 found.append(f"{module} (the model has none)")
-            elif int(np.prod(wanted)) != int(np.prod(shape)) or wanted[0] != shape[0]:
+            elif _without_ones(wanted) != _without_ones(shape):
                 found.append(f"{module} (LoRA {list(wanted)}, model {list(shape)})")
     return found
 
 
 def delta(pair: Pair) -> NDArray[np.float32]:
-    """alpha/r * up @ down [out, in * kernel], fp32."""
+    """alpha/r * up @ down [out, in * kernel], fp32. ValueError where that is not finite: a LoRA that diverged would spoil the model."""
     up, down = _matrix(pair.up), _matrix(pair.down)
-    return np.float32(pair.scale) * (up.reshape(up.shape[0], -1) @ down.reshape(down.shape[0], -1))
+    found = np.float32(pair.scale) * (up.reshape(up.shape[0], -1) @ down.reshape(down.shape[0], -1))
+    if not np.isfinite(found).all():
+        raise ValueError("the LoRA's matrices hold or make numbers that are not finite")
+    return found
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    # A 1x1 convolution and a linear layer have the same numbers; kohya writes either for both.
+    return shape[:2] if set(shape[2:]) <= {1} else shape
 
 
 def _matrix(matrix: Matrix) -> NDArray[np.float32]:

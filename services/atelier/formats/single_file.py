@@ -1,36 +1,39 @@
 """A model in diffusers layout <-> one file in the original SD naming, streamed.
 
-Configs and tokenizer travel in the file's metadata where the model is not SD 1.x.
+Configs and tokenizer travel in the file's metadata; a file without them is one of SD 1.x, whose own are on board, or needs a model's.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from importlib.resources import files
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from atelier.formats.keys import TEXT, UNET, VAE, Names, dropped, unet_names, vae_names, vae_today
+from atelier.formats import texts
+from atelier.formats.keys import TEXT, UNET, VAE, Names, dropped, text_missing, text_name, unet_names, vae_names
 from atelier.formats.tensorfile import Output, Report, TensorFile, copied, write
-from atelier.graphs.files import weight_files
+from atelier.graphs.files import STEMS, todays_name, weight_files
 
-TRAVELS = "atelier.files"
-"""Key in the file's metadata under which configs and tokenizer travel, as JSON: path -> text."""
-_TEXT_FILES = (".json", ".txt")
-_WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _CLIP_WIDTH = 768
+_SPEC = {
+    "modelspec.sai_model_spec": "1.0.0",
+    "modelspec.architecture": "stable-diffusion-v1",
+    "modelspec.implementation": "diffusers",
+}
 
 
 def from_diffusers(folder: Path, path: Path, *, dtype: str | None = None, report: Report | None = None) -> None:
-    """Writes the model in `folder` as one file. `dtype`: F16, BF16 or F32, else as they are. ValueError names tensors that no rule maps."""
-    sources = {part: [TensorFile(p) for p in weight_files(folder, part)] for part in _WEIGHTS}
+    """Writes the model in `folder` as one file. `dtype`: F16, BF16 or F32, else as they are.
+
+    ValueError names tensors that no rule maps, and those that the model should have and has not.
+    """
+    found = texts.of_folder(folder)
+    translate = _to_original({part: texts.config(found, part) for part in ("unet", "vae")})
     outputs: list[Output] = []
     unknown: list[str] = []
-    translate = _to_original({part: _config(folder, part) for part in ("unet", "vae")})
-    for part, opened in sources.items():
-        for source in opened:
+    names: dict[str, set[str]] = {part: set() for part in STEMS}
+    for part in STEMS:
+        for source in (TensorFile(place) for place in weight_files(folder, part)):
             for name, entry in source.entries.items():
                 if part == "text_encoder" and dropped(name):
                     continue
@@ -38,60 +41,62 @@ def from_diffusers(folder: Path, path: Path, *, dtype: str | None = None, report
                 if new is None:
                     unknown.append(f"{part}/{name}")
                     continue
+                names[part].add(_own_name(part, name))
                 linear = part == "vae" and ".mid.attn_1." in new and name.endswith(".weight") and len(entry.shape) == 2
                 outputs.append(copied(source, name, new, shape=(*entry.shape, 1, 1) if linear else None, dtype=dtype))
     _refuse(unknown)
-    metadata = {
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": "stable-diffusion-v1",
-        "modelspec.implementation": "diffusers",
-    }
-    if not _is_sd1(folder):
-        metadata[TRAVELS] = json.dumps(_travelling(folder))
-    write(path, outputs, metadata, report=report)
+    _require_whole(names, found)
+    write(path, outputs, {**_SPEC, texts.CARRIED: texts.carried(found)}, report=report)
 
 
 def to_diffusers(path: Path, folder: Path, *, config: Path | None = None, dtype: str | None = None, report: Report | None = None) -> None:
     """Writes the model in a single file as a folder.
 
     Configs come from `config` (a model's folder), from the file's metadata, or are SD 1.x's.
-    Raises ValueError naming every tensor that no rule maps, or asking for `config` where the shapes are not SD 1.x's.
+    Raises ValueError naming every tensor that no rule maps, or that is missing, or asking for `config` where the shapes are not SD 1.x's.
     """
     source = TensorFile(path)
-    texts = _texts(source, config)
-    unet, vae = json.loads(texts["unet/config.json"]), json.loads(texts["vae/config.json"])
-    outputs: dict[str, list[Output]] = {part: [] for part in _WEIGHTS}
+    found = _texts(source, config)
+    outputs: dict[str, list[Output]] = {part: [] for part in STEMS}
     unknown = []
-    names = {"unet": (UNET, unet_names(unet)), "vae": (VAE, vae_names(vae))}
+    tables = {"unet": (UNET, unet_names(texts.config(found, "unet"))), "vae": (VAE, vae_names(texts.config(found, "vae")))}
     for name, entry in source.entries.items():
         if dropped(name):
             continue
-        part, new = _from_original(name, names)
+        part, new = _from_original(name, tables)
         if new is None:
             unknown.append(name)
             continue
         flat = part == "vae" and ".attentions." in new and len(entry.shape) == 4
         outputs[part].append(copied(source, name, new, shape=entry.shape[:2] if flat else None, dtype=dtype))
     _refuse(unknown)
-    empty = [part for part, found in outputs.items() if not found]
+    empty = [part for part, own in outputs.items() if not own]
     if empty:
         raise ValueError(f"this is no whole Stable Diffusion model: it has no {', '.join(empty)}")
-    for part, found in outputs.items():
-        write(folder / part / f"{_WEIGHTS[part]}.safetensors", found, {}, report=report)
-    for name, text in texts.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text, encoding="utf-8")
+    _require_whole({part: {output.name for output in own} for part, own in outputs.items()}, found)
+    for part, own in outputs.items():
+        write(folder / part / f"{STEMS[part]}.safetensors", own, {}, report=report)
+    texts.write(found, folder)
 
 
 def original_name(part: str, name: str, configs: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The original name of a tensor of `unet`, `vae` or `text_encoder` in diffusers layout."""
+    """The original name of a tensor of `unet`, `vae` or `text_encoder` in diffusers layout; None where no rule knows it."""
     return _to_original(configs)[part](name)
 
 
-def single_file_configs(source: TensorFile, config: Path | None = None) -> dict[str, dict[str, Any]]:
-    """The configs of `unet` and `vae` that belong to an opened single file."""
-    texts = _texts(source, config)
-    return {part: json.loads(texts[f"{part}/config.json"]) for part in ("unet", "vae")}
+def original_names(source: TensorFile, modules: Iterable[str]) -> dict[str, str]:
+    """Names in an opened single file of the weights of modules (`unet.down_blocks...`): those that it has, by name."""
+    found = _texts(source, None)
+    translate = _to_original({part: texts.config(found, part) for part in ("unet", "vae")})
+    names = {}
+    for module in modules:
+        part, _, rest = module.partition(".")
+        name = translate[part](f"{rest}.weight")
+        # Files of 2022 come without `text_model.` too.
+        for one in (name, name.replace(f"{TEXT}text_model.", TEXT) if name else None):
+            if one in source.entries:
+                names[str(one)] = module
+    return names
 
 
 def _to_original(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Callable[[str], str | None]]:
@@ -102,62 +107,51 @@ def _to_original(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Callable
 
     return {
         "unet": lambda name: put(UNET, unet.to_original(name)),
-        "vae": lambda name: put(VAE, vae.to_original(vae_today(name))),
-        "text_encoder": lambda name: f"{TEXT}text_model.{name.removeprefix('text_model.')}",
+        "vae": lambda name: put(VAE, vae.to_original(todays_name("vae", name))),
+        "text_encoder": lambda name: put(TEXT, text_name(name)),
     }
 
 
-def _from_original(name: str, names: Mapping[str, tuple[str, Names]]) -> tuple[str, str | None]:
-    for part, (prefix, table) in names.items():
+def _from_original(name: str, tables: Mapping[str, tuple[str, Names]]) -> tuple[str, str | None]:
+    for part, (prefix, table) in tables.items():
         if name.startswith(prefix):
             return part, table.to_diffusers(name.removeprefix(prefix))
-    if name.startswith(TEXT):
-        return "text_encoder", f"text_model.{name.removeprefix(TEXT).removeprefix('text_model.')}"
-    return "", None
+    return "text_encoder", text_name(name.removeprefix(TEXT)) if name.startswith(TEXT) else None
+
+
+def _own_name(part: str, name: str) -> str:
+    return str(text_name(name)) if part == "text_encoder" else todays_name(part, name)
 
 
 def _texts(source: TensorFile, config: Path | None) -> dict[str, str]:
     if config is not None:
-        return _travelling(config)
-    if TRAVELS in source.metadata:
-        texts: dict[str, str] = json.loads(source.metadata[TRAVELS])
-        return texts
+        return texts.alone(texts.of_folder(config))
+    if texts.CARRIED in source.metadata:
+        return texts.of_metadata(source.metadata[texts.CARRIED])
     embedding = next((e for n, e in source.entries.items() if n.startswith(TEXT) and n.endswith("token_embedding.weight")), None)
     conv = source.entries.get(f"{UNET}input_blocks.0.0.weight")
-    if embedding is None or conv is None or embedding.shape[1] != _CLIP_WIDTH or conv.shape != (320, 4, 3, 3):
-        raise ValueError("the file is not of SD 1.x's shapes and carries no configs: name the model that it was made from as `config`")
-    return _travelling(Path(str(files(__package__))) / "sd1")
-
-
-def _travelling(folder: Path) -> dict[str, str]:
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        wanted = name.name == "model_index.json" or (len(name.parts) > 1 and name.parts[0] in _PARTS)
-        if path.is_file() and path.suffix in _TEXT_FILES and wanted and not name.name.endswith(".index.json"):
-            found[name.as_posix()] = path.read_text(encoding="utf-8")
-    return found
-
-
-def _is_sd1(folder: Path) -> bool:
-    ours = Path(str(files(__package__))) / "sd1"
-    return all(_shape_facts(_config(folder, part)) == _shape_facts(_config(ours, part)) for part in ("unet", "vae", "text_encoder"))
-
-
-def _shape_facts(config: Mapping[str, Any]) -> dict[str, Any]:
-    keys = (
-        "block_out_channels", "layers_per_block", "cross_attention_dim", "attention_head_dim", "down_block_types", "up_block_types",
-        "latent_channels", "hidden_size", "num_hidden_layers", "vocab_size", "scaling_factor",
-    )  # fmt: skip
-    return {key: config[key] for key in keys if key in config}
-
-
-def _config(folder: Path, part: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / part / "config.json").read_text())
-    return content
+    if embedding is None or conv is None or embedding.shape[1:] != (_CLIP_WIDTH,) or conv.shape != (320, 4, 3, 3):
+        raise ValueError(
+            "the file is not of SD 1.x's shapes and carries no configs: convert it with the model that it was made from as `config`"
+        )
+    return texts.of_sd1()
 
 
 def _refuse(unknown: list[str]) -> None:
     if unknown:
-        more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
-        raise ValueError(f"no rule maps these tensors: {', '.join(sorted(unknown)[:10])}{more}")
+        raise ValueError(f"no rule maps these tensors: {_first(sorted(unknown))}")
+
+
+def _require_whole(names: Mapping[str, set[str]], found: Mapping[str, str]) -> None:
+    missing = {
+        "unet": unet_names(texts.config(found, "unet")).missing(names["unet"]),
+        "vae": vae_names(texts.config(found, "vae")).missing(names["vae"]),
+        "text_encoder": text_missing(texts.config(found, "text_encoder"), names["text_encoder"]),
+    }
+    lacking = [f"{part}/{name}" for part, own in missing.items() for name in own]
+    if lacking:
+        raise ValueError(f"the model is not whole, these tensors are missing: {_first(lacking)}")
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

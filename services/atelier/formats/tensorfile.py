@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,12 +67,14 @@ class TensorFile:
         return self._bytes[entry.begin : entry.end]
 
     def array(self, name: str) -> NDArray[np.float32]:
-        """A floating-point tensor as fp32, a copy. Raises ValueError, naming it, where it is none."""
+        """A floating-point tensor as fp32, a copy; its bytes leave this process's memory again. ValueError, naming it, where it is none."""
         entry = self.entries[name]
         try:
-            return to_fp32(self.raw(name), entry.dtype).reshape(entry.shape)
+            found = to_fp32(self.raw(name), entry.dtype).reshape(entry.shape)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
+        self._release(entry.begin, entry.end)
+        return found
 
     def pieces(self, name: str) -> Iterator[memoryview]:
         """A tensor's bytes, at most 8 MiB at a time; what was taken leaves this process's memory again."""
@@ -142,10 +145,9 @@ def _write_tensors(write_bytes: Callable[[Buffer], int], ordered: Sequence[Outpu
             raise ValueError(f"{output.name} does not have the bytes of its shape")
 
 
-def _entry(name: str, content: Mapping[str, object], begin: int) -> Entry:
-    dtype, shape, offsets = content["dtype"], content["shape"], content["data_offsets"]
-    assert isinstance(shape, list) and isinstance(offsets, list), "the header was checked"
-    entry = Entry(dtype=str(dtype), shape=tuple(shape), begin=begin + offsets[0], end=begin + offsets[1])
+def _entry(name: str, content: Mapping[str, Any], begin: int) -> Entry:
+    first, last = content["data_offsets"]
+    entry = Entry(dtype=content["dtype"], shape=tuple(content["shape"]), begin=begin + first, end=begin + last)
     if entry.dtype not in BYTES:
         raise ValueError(f"{name} is of type {entry.dtype}, which is not supported")
     if prod(entry.shape) * BYTES[entry.dtype] != entry.end - entry.begin:

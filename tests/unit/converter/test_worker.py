@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,43 @@ def test_a_pickled_lora_becomes_a_webui_file(tmp_path: Path) -> None:
     assert torch.equal(found["lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight"], torch.ones(4, 48))
 
 
+def test_a_peft_lora_without_its_config_is_a_warning(tmp_path: Path) -> None:
+    context = FolderContext(tmp_path / "c")
+    (tmp_path / "peft").mkdir()
+    tensors = {f"base_model.model.{TARGET}.lora_{x}.weight": torch.ones(4, 4) for x in "AB"}
+    save_file(tensors, tmp_path / "peft" / "adapter_model.safetensors")
+    execute(converter_pb2.ConvertRequest(source=context.add(Kind.LORA, tmp_path / "peft"), to=converter_pb2.FORMAT_LORA_WEBUI), context)
+    assert [e["message"] for e in context.events if e.get("level") == "warning"] == [
+        "adapter_model.safetensors came without adapter_config.json: alpha is taken as the rank"
+    ]
+
+
+def test_a_merged_folder_is_written_as_the_field_reads_it(tmp_path: Path) -> None:
+    """Though its base is none that the field reads: no prefix, tokenizer.json alone, variants, shards."""
+    shutil.copytree(base_model.folder(), tmp_path / "base")
+    text = tmp_path / "base" / "text_encoder" / "model.safetensors"
+    save_file({name.removeprefix("text_model."): t for name, t in load_file(text).items()}, text.with_name("model.fp16.safetensors"))
+    text.unlink()
+    (tmp_path / "base" / "tokenizer" / "merges.txt").unlink()
+    whole = tmp_path / "base" / "unet" / "diffusion_pytorch_model.safetensors"
+    names = {name: f"diffusion_pytorch_model-{i % 2 + 1:05}-of-00002.safetensors" for i, name in enumerate(load_file(whole))}
+    for shard in set(names.values()):
+        save_file({name: t for name, t in load_file(whole).items() if names[name] == shard}, whole.with_name(shard))
+    whole.with_name("diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    plain = load_file(whole)
+    whole.unlink()
+    context = FolderContext(tmp_path / "c")
+    ratio = [converter_pb2.LoraRatio(lora=lora(context, tmp_path / "lora"), ratio=1)]
+    execute(converter_pb2.MergeRequest(base=context.add(Kind.MODEL, tmp_path / "base"), loras=ratio), context)
+    merged = output(context, "model")
+    assert {p.name for p in (merged / "unet").iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
+    assert {p.name for p in (merged / "text_encoder").iterdir()} == {"config.json", "model.safetensors"}
+    assert all(name.startswith("text_model.") for name in load_file(merged / "text_encoder" / "model.safetensors"))
+    assert (merged / "tokenizer" / "merges.txt").exists()
+    after = load_file(merged / "unet" / "diffusion_pytorch_model.safetensors")
+    assert [name for name in plain if not torch.equal(plain[name], after[name])] == [f"{TARGET}.weight"]
+
+
 class Malice:
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -93,10 +132,25 @@ def test_a_malicious_pickle_is_refused_and_does_nothing(tmp_path: Path, form: st
     if form == "zip":
         torch.save({"x": Malice(canary)}, path)
     else:
-        path.write_bytes(pickle.dumps({"x": Malice(canary)}))
-    with pytest.raises(ValueError, match=r"run code|cannot be read"):
+        path.write_bytes(pickle.dumps({"x": Malice(canary)}, protocol=2))
+    with pytest.raises(ValueError, match="run code"):
         legacy.to_safetensors(path, tmp_path / "out.safetensors")
     assert not canary.exists()
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"x": 3}, "something else than named tensors"),
+        ([torch.ones(2)], "something else than named tensors"),
+        ({"x": torch.ones(1).expand(10**10)}, "more memory than"),  # 4 bytes that want to be 40 GB
+    ],
+)
+def test_a_pickle_of_something_else_is_refused(tmp_path: Path, content: object, words: str) -> None:
+    torch.save(content, tmp_path / "lora.bin")
+    with pytest.raises(ValueError, match=words):
+        legacy.to_safetensors(tmp_path / "lora.bin", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 
 
