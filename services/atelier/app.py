@@ -69,7 +69,8 @@ def inside(data: Path, *, serving: bool = False) -> Iterator[Address]:
 
     Raises FAILED_PRECONDITION when another process has the folder.
     """
-    settings = read(data=data, listen="127.0.0.1:0", serving=serving)
+    # Nobody but the user of the command can ask these services for anything: --allow-download is word enough.
+    settings = read(data=data, listen="127.0.0.1:0", serving=serving, allow_download=True)
     ready: list[Address] = []
     began, stop = threading.Event(), threading.Event()
     failure: list[BaseException] = []

@@ -15,7 +15,8 @@ from atelier.artifacts.importing import examine
 from atelier.artifacts.manifest import File, Manifest, hash_file
 from atelier.artifacts.servicer import ArtifactsServicer
 from atelier.artifacts.signing import PUBLIC, Signer
-from atelier.artifacts.store import Spool, Store
+from atelier.artifacts.spool import Spool
+from atelier.artifacts.store import Store
 from atelier.compiler.servicer import CompilerServicer
 from atelier.converter.servicer import ConverterServicer
 from atelier.errors import AtelierError
@@ -26,6 +27,7 @@ from atelier.jobs.reconciler import Reconciler
 from atelier.jobs.servicer import JobsServicer
 from atelier.jobs.submission import Submission
 from atelier.ledger import Database
+from atelier.migrations import migrate
 from atelier.rpc import auth, server
 from atelier.rpc.interceptors import Authorize
 from atelier.rpc.server import Service
@@ -72,7 +74,7 @@ async def control(settings: Settings, services: Sequence[str], *, gpu: str) -> A
     token, internal_token = (read_or_make(keys / name).decode() for name in (TOKEN, INTERNAL_TOKEN))
     database = Database(settings.ledger_url)
     catalog = Catalog(store=Store.open(settings.store_url), database=database, signer=Signer.open(keys))
-    await asyncio.to_thread(database.create_tables)
+    await asyncio.to_thread(migrate, database)
     await asyncio.to_thread(_bring_base_model, catalog)
     ledger, spool = JobLedger(database), Spool(settings.data / "spool")
     await asyncio.to_thread(_sweep, catalog.store, spool, alone=set(services) == set(SERVICES))

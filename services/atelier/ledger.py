@@ -5,18 +5,30 @@ Tables are declared beside the code that uses them, on `Base`. Nothing above thi
 
 from __future__ import annotations
 
+import base64
+import logging
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
-from sqlalchemy import DateTime, Engine, MetaData, String, TypeDecorator, create_engine, event
+from sqlalchemy import ColumnElement, DateTime, Engine, MetaData, String, TypeDecorator, and_, create_engine, event, or_, true
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from atelier.errors import invalid_field, unavailable
+
+T = TypeVar("T")
 
 BUSY_SECONDS = 30
 """How long a connection to SQLite waits for the others' writes."""
+WRITES = 4
+"""How often a write is tried that others get in the way of."""
+
+logger = logging.getLogger("atelier.ledger")
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -45,34 +57,92 @@ class ArtifactUse(Base):
     digest: Mapped[str] = mapped_column(String(64), primary_key=True, index=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a page of a list ends, newest first: the row's time and its key, so that no page costs more than the first."""
+
+    time: datetime
+    key: str
+
+    @classmethod
+    def read(cls, token: str) -> Place | None:
+        """The place behind a page token; None for an empty one. Raises INVALID_ARGUMENT for what was not given out."""
+        if not token:
+            return None
+        try:
+            moment, key = base64.urlsafe_b64decode(token.encode()).decode().split("~")
+            return cls(time=datetime.fromisoformat(moment), key=key)
+        except ValueError:
+            raise invalid_field("page_token", "is not one that was given out") from None
+
+    @property
+    def token(self) -> str:
+        """The page token."""
+        return base64.urlsafe_b64encode(f"{self.time.isoformat()}~{self.key}".encode()).decode()
+
+
+def after(place: Place | None, time: ColumnElement[datetime], key: ColumnElement[str]) -> ColumnElement[bool]:
+    """What comes after a place, in the order of falling time and rising key."""
+    return true() if place is None else or_(time < place.time, and_(time == place.time, key > place.key))
+
+
 def now() -> datetime:
     """The time, in UTC."""
     return datetime.now(UTC)
 
 
 class Database:
-    """Sessions on one database. `url` is SQLAlchemy's: `sqlite:////data/ledger.db`, `postgresql+psycopg://...`."""
+    """Sessions on one database. `url` is SQLAlchemy's: `sqlite:////data/ledger.db`, `postgresql://user:password@host/name`."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
-        self.engine: Engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+        self.engine: Engine = create_engine(_with_driver(url), pool_pre_ping=not url.startswith("sqlite"))
         if self.engine.dialect.name == "sqlite":
             event.listen(self.engine, "connect", _configure_sqlite)
             event.listen(self.engine, "begin", _begin_immediate)
 
-    def create_tables(self) -> None:
-        """Makes the tables that are missing."""
-        Base.metadata.create_all(self.engine)
-
     @contextmanager
     def transaction(self) -> Iterator[Session]:
-        """A session that commits at the end, or rolls back and raises. Keep it short: SQLite lets one write at a time."""
-        with Session(self.engine, expire_on_commit=False) as session, session.begin():
-            yield session
+        """A session that commits at the end, or rolls back and raises. Keep it short: SQLite lets one write at a time.
+
+        Raises UNAVAILABLE where the database does not answer.
+        """
+        try:
+            with Session(self.engine, expire_on_commit=False) as session, session.begin():
+                yield session
+        except OperationalError as error:
+            if _broken_deadlock(error):
+                raise
+            logger.warning("the ledger failed: %s", error.orig)
+            raise unavailable("LEDGER_UNAVAILABLE", "the ledger does not answer: try again", retry_after_seconds=2.0) from error
+
+    def write(self, work: Callable[[Session], T]) -> T:
+        """What `work` gives, in a transaction; it is begun again where another process made the same row first, or a deadlock was broken.
+
+        `work` sees the row then. A row that is read to be changed is read `with_for_update`.
+        """
+        for _ in range(WRITES - 1):
+            try:
+                with self.transaction() as session:
+                    return work(session)
+            except IntegrityError:
+                continue
+            except OperationalError as error:
+                assert _broken_deadlock(error)
+        with self.transaction() as session:
+            return work(session)
 
     def close(self) -> None:
         """Closes all connections."""
         self.engine.dispose()
+
+
+def _with_driver(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"postgresql+psycopg://{rest}" if scheme in ("postgresql", "postgres") else url
+
+
+def _broken_deadlock(error: DBAPIError) -> bool:
+    return getattr(error.orig, "sqlstate", None) in ("40P01", "40001")
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

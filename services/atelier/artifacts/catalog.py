@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import ForeignKey, String, delete, select
+from sqlalchemy import ForeignKey, Index, String, delete, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from atelier.artifacts.manifest import DIGEST, Kind, Manifest
 from atelier.artifacts.signing import Signer
 from atelier.artifacts.store import Store
 from atelier.errors import failed_precondition, invalid_field, not_found
-from atelier.ledger import ArtifactUse, Base, Database, now
+from atelier.ledger import ArtifactUse, Base, Database, Place, after, now
 
 TAG = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?(:[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?)?")
+
+MAX_KEY = 512
 
 
 class ArtifactRow(Base):
     """A committed artifact."""
 
     __tablename__ = "artifacts"
+    __table_args__ = (Index("ix_artifacts_kind_create_time", "kind", "create_time", "digest"),)
     digest: Mapped[str] = mapped_column(String(64), primary_key=True)
     kind: Mapped[str] = mapped_column(String(32), index=True)
     key: Mapped[str] = mapped_column(String(512), index=True)
     job: Mapped[str] = mapped_column(String(128))
     signature: Mapped[bytes]
     create_time: Mapped[datetime] = mapped_column(index=True)
+    manifest: Mapped[bytes | None]
+    """Canonical JSON, as the store has it too; empty in rows of before revision 0002."""
 
 
 class TagRow(Base):
@@ -68,20 +73,24 @@ class Catalog:
         """Commits an artifact whose blobs are in the store; one that is there already only gets the tags."""
         assert not sign or self._signer, "this process holds no signing key"
         full = [full_tag(tag) for tag in tags]
-        digest = manifest.digest
+        digest, key = manifest.digest, str(manifest.metadata.get("key", ""))
+        if len(key) > MAX_KEY:
+            raise invalid_field("metadata.key", f"at most {MAX_KEY} characters, got {len(key)}")
         self.store.put_manifest(manifest)
         signature = self._signer.sign(digest) if sign and self._signer else b""
-        with self._database.transaction() as session:
-            row = session.get(ArtifactRow, digest)
+
+        def add(session: Session) -> None:
+            row = session.get(ArtifactRow, digest, with_for_update=True)
             if row is None:
-                key = str(manifest.metadata.get("key", ""))
                 values = {"kind": str(manifest.kind), "key": key, "job": job, "signature": signature, "create_time": now()}
-                session.add(ArtifactRow(digest=digest, **values))
+                session.add(ArtifactRow(digest=digest, manifest=manifest.canonical_json(), **values))
                 session.flush()
             elif signature:
                 row.signature = signature
             for tag in full:
                 session.merge(TagRow(tag=tag, digest=digest))
+
+        self._database.write(add)
         return self.get(digest)
 
     def get(self, name: str) -> Record:
@@ -99,31 +108,39 @@ class Catalog:
     def list(self, kind: Kind | None, *, page_size: int, page_token: str) -> tuple[list[Record], str]:
         """A page, newest first, and the token of the next."""
         query = select(ArtifactRow).order_by(ArtifactRow.create_time.desc(), ArtifactRow.digest).limit(page_size + 1)
+        query = query.where(after(Place.read(page_token), ArtifactRow.create_time, ArtifactRow.digest))
         if kind is not None:
             query = query.where(ArtifactRow.kind == str(kind))
         with self._database.transaction() as session:
-            rows = list(session.scalars(query.offset(_offset(page_token))))
+            rows = list(session.scalars(query))
             tags: dict[str, list[str]] = {}
             for tag in session.scalars(select(TagRow).where(TagRow.digest.in_([r.digest for r in rows])).order_by(TagRow.tag)):
                 tags.setdefault(tag.digest, []).append(tag.tag)
-        records = [self._record(row, tuple(tags.get(row.digest, ()))) for row in rows[:page_size]]
-        return records, str(_offset(page_token) + page_size) if len(rows) > page_size else ""
+        page = rows[:page_size]
+        more = len(rows) > page_size
+        token = Place(time=page[-1].create_time, key=page[-1].digest).token if more else ""
+        return [self._record(row, tuple(tags.get(row.digest, ()))) for row in page], token
 
     def tag(self, tag: str, name: str) -> Record:
         """Moves a tag; an empty `name` removes it and gives what it pointed at."""
         tag = full_tag(tag)
-        with self._database.transaction() as session:
+
+        def move(session: Session) -> str:
             digest = self._row(session, name or tag).digest
             if name:
                 session.merge(TagRow(tag=tag, digest=digest))
             else:
                 session.execute(delete(TagRow).where(TagRow.tag == tag))
-        return self.get(digest)
+            return digest
+
+        return self.get(self._database.write(move))
 
     def delete(self, name: str, *, validate_only: bool = False) -> None:
         """Forgets an artifact. Raises FAILED_PRECONDITION naming what uses it."""
-        with self._database.transaction() as session:
+
+        def forget(session: Session) -> str:
             digest = self._row(session, name).digest
+            session.get(ArtifactRow, digest, with_for_update=True)  # whoever wants to use it waits, see `use`
             users = sorted(session.scalars(select(ArtifactUse.user).where(ArtifactUse.digest == digest)))
             if users:
                 sentence = f"artifacts/{digest} is in use by {', '.join(users)}: delete or change those first"
@@ -131,6 +148,9 @@ class Catalog:
             if not validate_only:
                 session.execute(delete(TagRow).where(TagRow.digest == digest))
                 session.execute(delete(ArtifactRow).where(ArtifactRow.digest == digest))
+            return digest
+
+        digest = self._database.write(forget)
         if not validate_only:
             self.store.delete_manifest(digest)
 
@@ -161,8 +181,16 @@ class Catalog:
         return row
 
     def _record(self, row: ArtifactRow, tags: tuple[str, ...]) -> Record:
-        manifest = self.store.manifest(row.digest)
+        manifest = Manifest.from_json(row.manifest) if row.manifest else self.store.manifest(row.digest)
         return Record(manifest=manifest, digest=row.digest, create_time=row.create_time, job=row.job, signature=row.signature, tags=tags)
+
+
+def use(session: Session, user: str, digests: Iterable[str]) -> None:
+    """Notes, in the user's own transaction, that it needs artifacts. Raises NOT_FOUND for one that was deleted meanwhile."""
+    for digest in sorted(set(digests)):
+        if session.get(ArtifactRow, digest, with_for_update={"read": True}) is None:
+            raise not_found("artifact", f"artifacts/{digest}")
+        session.add(ArtifactUse(user=user, digest=digest))
 
 
 def full_tag(tag: str) -> str:
@@ -170,9 +198,3 @@ def full_tag(tag: str) -> str:
     if not TAG.fullmatch(tag) or DIGEST.fullmatch(tag):
         raise invalid_field("tags", f"{tag!r} is not a tag: use lower case letters, digits, dots and dashes, `name` or `name:version`")
     return tag if ":" in tag else f"{tag}:latest"
-
-
-def _offset(page_token: str) -> int:
-    if page_token and not page_token.isdecimal():
-        raise invalid_field("page_token", "is not one that was given out")
-    return int(page_token or 0)

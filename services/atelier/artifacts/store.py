@@ -7,52 +7,68 @@ not at all, and a manifest after its blobs, so that what has a manifest is compl
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
-import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from urllib.parse import unquote, urlparse
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlparse
 
 import obstore
-from obstore.store import LocalStore, MemoryStore, ObjectStore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, MemoryStore, ObjectStore, S3Store
 
-from atelier.artifacts.manifest import File, Manifest
-from atelier.errors import AtelierError, Status, data_loss, not_found
+from atelier.artifacts.manifest import File, Manifest, hash_file
+from atelier.errors import AtelierError, data_loss, not_found, unavailable
 
 PIECE_BYTES = 1 << 20
 
 
-class Store:
-    """Thread-safe. `root` is the folder of a directory store, so that big files need not be copied to be read."""
+FETCHES = 4
+"""Files that are fetched at once from a store that is no folder."""
+S3_OPTIONS = ("endpoint", "region")
+"""What a URL may say of S3 besides bucket and prefix. Credentials come from the environment alone (`AWS_...`, or the pod's identity)."""
+RETRIES: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=30)}
 
-    def __init__(self, objects: ObjectStore, *, root: Path | None = None) -> None:
+logger = logging.getLogger("atelier.store")
+
+
+class Store:
+    """Thread-safe. `root` is the folder of a directory store, so that big files need not be copied to be read.
+
+    Raises UNAVAILABLE where an object store does not answer.
+    """
+
+    def __init__(self, objects: ObjectStore, *, url: str = "", root: Path | None = None) -> None:
         self._objects = objects
         self.root = root
+        self.url = url
+        """What another process opens the same store with; empty where it cannot."""
 
     @classmethod
     def open(cls, url: str) -> Store:
-        """`memory://` or `file:///folder` (made if it is missing)."""
+        """`memory://`, `file:///folder` (made if it is missing), or `s3://bucket/prefix?endpoint=https://...&region=...`."""
         parts = urlparse(url)
         if parts.scheme == "memory":
             return cls(MemoryStore())
         if parts.scheme == "file":
             root = Path(unquote(parts.path))
-            return cls(LocalStore(root, mkdir=True), root=root)
-        raise ValueError(f"ATELIER_STORE: {url!r} is not supported; use file:///FOLDER or memory://")
-
-    @property
-    def url(self) -> str:
-        """What another process opens the same store with; empty where it cannot."""
-        return f"file://{self.root}" if self.root else ""
+            return cls(LocalStore(root, mkdir=True), url=url, root=root)
+        if parts.scheme == "s3" and parts.netloc:
+            return cls(_s3(parts.netloc, parts.path.strip("/"), dict(parse_qsl(parts.query))), url=url)
+        raise ValueError(f"ATELIER_STORE: {url!r} is not supported; use file:///FOLDER, s3://BUCKET/PREFIX or memory://")
 
     # Blobs.
 
     def has_blob(self, file: File) -> bool:
         """Whether the blob is there in its whole size."""
         try:
-            return obstore.head(self._objects, _blob(file.sha256))["size"] == file.size
+            with _answering():
+                return bool(obstore.head(self._objects, _blob(file.sha256))["size"] == file.size)
         except FileNotFoundError:
             return False
 
@@ -60,11 +76,10 @@ class Store:
         """Copies a local file in. Raises DATA_LOSS when its content is not what `file` says."""
         if self.has_blob(file):
             return
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = hash_file(path)
         if digest != file.sha256 or path.stat().st_size != file.size:
             raise data_loss("DIGEST_MISMATCH", f"{file.path}: content has SHA-256 {digest}, announced was {file.sha256}", file=file.path)
-        obstore.put(self._objects, _blob(file.sha256), path)
+        self.put_object(_blob(file.sha256), path)
 
     def read_blob(self, sha256: str, offset: int = 0) -> Iterator[bytes]:
         """The blob's bytes from an offset on, in pieces of at most 1 MiB. Raises DATA_LOSS when it is gone."""
@@ -75,11 +90,14 @@ class Store:
 
     def read(self, key: str, offset: int = 0) -> Iterator[bytes]:
         """An object's bytes from an offset on, in pieces of at most 1 MiB. Raises FileNotFoundError."""
-        size = obstore.head(self._objects, key)["size"]
-        while offset < size:
-            piece = bytes(obstore.get_range(self._objects, key, start=offset, end=min(offset + PIECE_BYTES, size)))
-            yield piece
-            offset += len(piece)
+        with _answering():
+            if offset >= obstore.head(self._objects, key)["size"]:
+                return
+            found = obstore.get(self._objects, key, options={"range": {"offset": offset}})
+            for part in found.stream(min_chunk_size=PIECE_BYTES):
+                view = memoryview(part)
+                for begin in range(0, len(view), PIECE_BYTES):
+                    yield bytes(view[begin : begin + PIECE_BYTES])
 
     def local_path(self, sha256: str) -> Path | None:
         """Where the blob lies on this machine's disk, if it does. Read only."""
@@ -92,18 +110,20 @@ class Store:
     def materialize(self, manifest: Manifest, folder: Path) -> None:
         """Lays the files out below `folder`: read-only hard links where they can be made, copies elsewhere. Every digest is checked."""
         for file in manifest.files:
-            target = folder / file.path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            local = self.local_path(file.sha256)
-            if local is not None and local.exists():
-                _link(local, target)
-                with target.open("rb") as stream:
-                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            else:
-                digest = _copy(self.read_blob(file.sha256), target)
-            if digest != file.sha256:
-                target.unlink()
-                raise data_loss("DIGEST_MISMATCH", f"{file.path} is damaged in the store: bring the artifact in again", file=file.path)
+            (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(1 if self.root else FETCHES) as pool:
+            list(pool.map(lambda file: self._lay_out(file, folder / file.path), manifest.files))
+
+    def _lay_out(self, file: File, target: Path) -> None:
+        local = self.local_path(file.sha256)
+        if local is not None and local.exists():
+            _link(local, target)
+            digest = hash_file(target)
+        else:
+            digest = _copy(self.read_blob(file.sha256), target)
+        if digest != file.sha256:
+            target.unlink()
+            raise data_loss("DIGEST_MISMATCH", f"{file.path} is damaged in the store: bring the artifact in again", file=file.path)
 
     # Manifests and small objects.
 
@@ -112,7 +132,13 @@ class Store:
         missing = [file.path for file in manifest.files if not self.has_blob(file)]
         if missing:
             raise data_loss("BLOB_MISSING", f"these files have not arrived: {', '.join(missing[:10])}")
-        self.put_object(f"manifests/{manifest.digest}", manifest.canonical_json())
+        key, content = f"manifests/{manifest.digest}", manifest.canonical_json()
+        try:
+            with _answering():
+                obstore.put(self._objects, key, content, mode="create")
+        except AlreadyExistsError:
+            if self.object(key) != content:  # damaged
+                self.put_object(key, content)
 
     def manifest(self, digest: str) -> Manifest:
         """A committed manifest, checked against its digest."""
@@ -129,25 +155,27 @@ class Store:
         self.delete(f"manifests/{digest}")
 
     def put_object(self, key: str, content: bytes | Path) -> None:
-        """Writes a small object, or a file, whole."""
-        obstore.put(self._objects, key, content)
+        """Writes an object whole; a big file goes in parts."""
+        try:
+            with _answering():
+                obstore.put(self._objects, key, content)
+        except FileNotFoundError as error:  # the bucket
+            raise _away(error) from error
 
     def object(self, key: str) -> bytes:
         """A small object. Raises FileNotFoundError."""
-        return bytes(obstore.get(self._objects, key).bytes())
+        with _answering():
+            return bytes(obstore.get(self._objects, key).bytes())
 
     def delete(self, key: str) -> None:
         """Deletes an object; one that is not there is fine."""
-        try:
+        with suppress(FileNotFoundError), _answering():
             obstore.delete(self._objects, key)
-        except FileNotFoundError:
-            return
 
     def delete_below(self, prefix: str) -> None:
         """Deletes all objects below a prefix that ends with `/`."""
-        for objects in obstore.list(self._objects, prefix):
-            for found in objects:
-                self.delete(found["path"])
+        for found in self._list(prefix):
+            self.delete(found["path"])
 
     def sweep_blobs(self, *, older_than: timedelta) -> int:
         """Deletes blobs that no manifest names: of deleted artifacts, or never committed; gives how many. Raises DATA_LOSS, and deletes
@@ -156,58 +184,44 @@ class Store:
         Only for a time when nobody commits: a blob that lies here already is not written again, and could go before its new manifest is
         there.
         """
-        keys = [entry["path"] for entries in obstore.list(self._objects, "manifests/") for entry in entries]
+        keys = [entry["path"] for entry in self._list("manifests/")]
         kept = {file.sha256 for key in keys for file in self.manifest(key.rpartition("/")[2]).files}
         limit = datetime.now(UTC) - older_than
-        blobs = [entry for entries in obstore.list(self._objects, "blobs/") for entry in entries]
-        gone = [blob["path"] for blob in blobs if blob["last_modified"] < limit and blob["path"].rpartition("/")[2] not in kept]
+        gone = [
+            blob["path"] for blob in self._list("blobs/") if blob["last_modified"] < limit and blob["path"].rpartition("/")[2] not in kept
+        ]
         for path in gone:
             self.delete(path)
         return len(gone)
 
-
-class Spool:
-    """A folder where uploads grow until they are whole, so that one that was cut off goes on where it was."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def path(self, sha256: str) -> Path:
-        """Where the file with this digest grows."""
-        return self._folder / sha256
-
-    def size(self, sha256: str) -> int:
-        """Bytes that are there."""
-        path = self.path(sha256)
-        return path.stat().st_size if path.exists() else 0
-
-    def write(self, file: File, offset: int, data: bytes) -> None:
-        """Appends a piece; it must begin where the file ends, and must not make it larger than announced."""
-        size = self.size(file.sha256)
-        if offset != size or size + len(data) > file.size:
-            raise _out_of_range(file, offset, size)
-        with self.path(file.sha256).open("ab") as stream:
-            stream.write(data)
-
-    def drop(self, sha256: str) -> None:
-        """Forgets a file."""
-        self.path(sha256).unlink(missing_ok=True)
-
-    def sweep(self, *, older_than: timedelta) -> int:
-        """Forgets files that nothing was written to for so long, whatever goes on meanwhile; gives how many."""
-        limit = time.time() - older_than.total_seconds()
-        gone = [path for path in self._folder.iterdir() if path.is_file() and path.stat().st_mtime < limit]
-        for path in gone:
-            path.unlink(missing_ok=True)
-        return len(gone)
+    def _list(self, prefix: str) -> list[Any]:
+        """All objects below a prefix: for what is deleted, and for sweeps; never on the way of a call that reads."""
+        with _answering():
+            return [entry for entries in obstore.list(self._objects, prefix) for entry in entries]
 
 
-def _out_of_range(file: File, offset: int, size: int) -> AtelierError:
-    sentence = (
-        f"{file.path}: a piece at {offset} does not follow the {size} of {file.size} bytes that are there; ask QueryUpload where to go on"
-    )
-    return AtelierError(Status.OUT_OF_RANGE, "UPLOAD_OFFSET", sentence, metadata={"committed_bytes": str(size)})
+@contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except AlreadyExistsError:
+        raise
+    except BaseError as error:
+        raise _away(error) from error
+
+
+def _away(error: Exception) -> AtelierError:
+    logger.warning("the artifact store failed: %s", error)
+    return unavailable("STORE_UNAVAILABLE", "the artifact store does not answer: try again", retry_after_seconds=2.0)
+
+
+def _s3(bucket: str, prefix: str, options: dict[str, str]) -> S3Store:
+    unknown = sorted(set(options) - set(S3_OPTIONS))
+    if unknown:
+        raise ValueError(f"ATELIER_STORE: {', '.join(unknown)} is not known of s3; {', '.join(S3_OPTIONS)} are")
+    plain = options.get("endpoint", "").startswith("http://")
+    given: Any = options
+    return S3Store(bucket, prefix=prefix or None, client_options={"allow_http": plain}, retry_config=RETRIES, **given)
 
 
 def _blob(sha256: str) -> str:

@@ -14,7 +14,7 @@ from google.protobuf import any_pb2
 from atelier.artifacts.catalog import Catalog
 from atelier.artifacts.manifest import CODE_KINDS, File, Kind, Manifest
 from atelier.artifacts.messages import files_from_messages, files_to_messages, kind_from_enum, sources_from_messages, to_message
-from atelier.artifacts.store import Spool
+from atelier.artifacts.spool import Spool
 from atelier.errors import AtelierError, Status, invalid_field, not_found
 from atelier.jobs.job import Checkpoint, Output, State
 from atelier.jobs.ledger import JobLedger
@@ -222,7 +222,7 @@ class AttemptsServicer(attempt_pb2_grpc.AttemptsServicer):
     def _complete(self, request: attempt_pb2.CompleteRequest) -> None:
         outputs = [Output(role=o.role, digest=o.artifact.removeprefix("artifacts/")) for o in request.outputs]
         if not request.HasField("error"):
-            job = self._ledger.get(request.job)
+            job = self._ledger.check(request.job, request.attempt)  # before tags move
             for tag in job.tags[: 16 if outputs else 0]:
                 self._catalog.tag(tag, f"artifacts/{outputs[0].digest}")
             self._ledger.complete(request.job, request.attempt, state=State.SUCCEEDED, outputs=outputs)

@@ -23,7 +23,7 @@ JEMALLOC = (
 """Where distributions put jemalloc: training on a CPU is about a quarter faster with it."""
 
 KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "HF_HOME")
-"""What a worker gets of the environment of its parent."""
+"""What a worker gets of the environment of its parent, besides `AWS_...`: the store may be an S3, which the worker reads by itself."""
 
 
 class Worker(Protocol):
@@ -64,7 +64,7 @@ class LocalLauncher:
         """Starts `python -m {package}.{service}` for the job; its output goes to `logs/{id}.log`."""
         logs = self.folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        environment = {name: os.environ[name] for name in KEPT if name in os.environ}
+        environment = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith("AWS_")}
         environment |= {
             **self.environment,
             "ATELIER_JOB": job.name,

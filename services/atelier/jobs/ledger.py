@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from atelier.artifacts.catalog import use
 from atelier.artifacts.manifest import File
 from atelier.errors import AtelierError, Status, failed_precondition, invalid_field, not_found
 from atelier.jobs.events import attempt_event, checkpoint_event, error_bytes, state_event
 from atelier.jobs.job import ENDED, Checkpoint, Event, Job, NewJob, Output, State
 from atelier.jobs.tables import CheckpointRow, EventRow, JobRow, RequestRow
-from atelier.ledger import ArtifactUse, Database, now
+from atelier.ledger import ArtifactUse, Database, Place, after, now
 
 
 class JobLedger:
@@ -26,8 +27,9 @@ class JobLedger:
 
     def submit(self, new: NewJob) -> Job:
         """Accepts a job. The same method, request id and body give the same job; another body is INVALID_ARGUMENT."""
-        with self._database.transaction() as session:
-            known = session.get(RequestRow, (new.method, new.request_id)) if new.request_id else None
+
+        def accept(session: Session) -> Job:
+            known = session.get(RequestRow, (new.method, new.request_id), with_for_update=True) if new.request_id else None
             if known is not None and known.body_sha256 != new.body_sha256:
                 sentence = f"was used for jobs/{known.job} with another request: draw a new one"
                 raise invalid_field("request_id", sentence, reason="REQUEST_ID_REUSED")
@@ -39,11 +41,15 @@ class JobLedger:
                 reads=list(new.reads), plan=list(new.plan), tags=list(new.tags), processes=new.processes,
             )  # fmt: skip
             session.add(row)
-            if new.request_id:
-                session.merge(RequestRow(method=new.method, request_id=new.request_id, body_sha256=new.body_sha256, job=row.id))
-            session.add_all([ArtifactUse(user=f"jobs/{row.id}", digest=digest) for digest in set(new.inputs)])
+            if known is not None:
+                known.job = row.id
+            elif new.request_id:  # added, never merged: another process that was first makes this fail, and `write` begins again
+                session.add(RequestRow(method=new.method, request_id=new.request_id, body_sha256=new.body_sha256, job=row.id))
+            use(session, f"jobs/{row.id}", new.inputs)
             _append(session, row, [state_event(State.PENDING)])
             return _job(row)
+
+        return self._database.write(accept)
 
     def get(self, name: str) -> Job:
         """By `jobs/{id}`. Raises NOT_FOUND."""
@@ -52,15 +58,14 @@ class JobLedger:
 
     def page(self, *, state: State | None, page_size: int, page_token: str) -> tuple[list[Job], str]:
         """A page, newest first, and the token of the next."""
-        if page_token and not page_token.isdecimal():
-            raise invalid_field("page_token", "is not one that was given out")
-        offset = int(page_token or 0)
-        query = select(JobRow).order_by(JobRow.create_time.desc(), JobRow.id).offset(offset).limit(page_size + 1)
+        query = select(JobRow).order_by(JobRow.create_time.desc(), JobRow.id).limit(page_size + 1)
+        query = query.where(after(Place.read(page_token), JobRow.create_time, JobRow.id))
         if state is not None:
             query = query.where(JobRow.state == state)
         with self._database.transaction() as session:
             jobs = [_job(row) for row in session.scalars(query)]
-        return jobs[:page_size], str(offset + page_size) if len(jobs) > page_size else ""
+        page, more = jobs[:page_size], len(jobs) > page_size
+        return page, Place(time=page[-1].create_time, key=page[-1].id).token if more else ""
 
     def events(self, name: str, *, after_sequence: int, limit: int = 500) -> tuple[list[Event], Job]:
         """The events after a sequence, and the job as it is in the same moment."""
@@ -73,7 +78,7 @@ class JobLedger:
     def cancel(self, name: str) -> Job:
         """Asks a job to stop; one that waits is cancelled at once, one that has ended is left as it is."""
         with self._database.transaction() as session:
-            row = _row(session, name)
+            row = _row(session, name, lock=True)
             if row.state == State.PENDING:
                 _end(session, row, State.CANCELLED)
             elif row.state == State.RUNNING:
@@ -84,7 +89,7 @@ class JobLedger:
     def delete(self, name: str) -> None:
         """Forgets a job that has ended; what it has in the store is the caller's to delete."""
         with self._database.transaction() as session:
-            row = _row(session, name)
+            row = _row(session, name, lock=True)
             if row.state not in ENDED:
                 raise failed_precondition("JOB_NOT_ENDED", f"{name} is {row.state}: cancel it first", state=row.state)
             for table in (EventRow, CheckpointRow, RequestRow):
@@ -95,16 +100,15 @@ class JobLedger:
 
     def unended(self, services: Sequence[str]) -> list[Job]:
         """Jobs of these services that are not over, oldest first."""
-        query = (
-            select(JobRow).where(JobRow.service.in_(services), JobRow.state.not_in([str(s) for s in ENDED])).order_by(JobRow.create_time)
-        )
+        states = [str(state) for state in State if state not in ENDED]
+        query = select(JobRow).where(JobRow.service.in_(services), JobRow.state.in_(states)).order_by(JobRow.create_time)
         with self._database.transaction() as session:
             return [_job(row) for row in session.scalars(query)]
 
     def requeue(self, name: str, reason: str, *, counts: bool, budget: int) -> Job:
         """A worker was lost: the job waits for another one, ends as cancelled if that was wanted, or fails when its budget is spent."""
         with self._database.transaction() as session:
-            row = _row(session, name)
+            row = _row(session, name, lock=True)
             if row.state in ENDED or row.state == State.PENDING:
                 return _job(row)
             _append(session, row, [attempt_event(row.attempt, reason)])
@@ -123,14 +127,14 @@ class JobLedger:
     def log(self, name: str, payloads: Sequence[bytes]) -> None:
         """Adds events without a worker."""
         with self._database.transaction() as session:
-            _append(session, _row(session, name), payloads)
+            _append(session, _row(session, name, lock=True), payloads)
 
     # For workers: every call carries the fencing token.
 
     def claim(self, name: str) -> Job:
         """Begins an attempt; every earlier one is void from now on."""
         with self._database.transaction() as session:
-            row = _row(session, name)
+            row = _row(session, name, lock=True)
             if row.state not in (State.PENDING, State.RUNNING):
                 raise failed_precondition("JOB_NOT_CLAIMABLE", f"{name} is {row.state}", state=row.state)
             row.attempt += 1
@@ -190,15 +194,16 @@ class JobLedger:
             return _job(row)
 
 
-def _row(session: Session, name: str) -> JobRow:
-    row = session.get(JobRow, name.removeprefix("jobs/"))
+def _row(session: Session, name: str, *, lock: bool = False) -> JobRow:
+    """The job's row; whoever changes it locks it first, so that no two do at once."""
+    row = session.get(JobRow, name.removeprefix("jobs/"), with_for_update=True if lock else None)
     if row is None:
         raise not_found("job", name, hint="`atelier jobs list` shows what there is")
     return row
 
 
 def _fenced(session: Session, name: str, attempt: int) -> JobRow:
-    row = _row(session, name)
+    row = _row(session, name, lock=True)
     if row.attempt != attempt or row.state not in (State.RUNNING, State.CANCELLING):
         sentence = f"attempt {attempt} of {name} no longer counts: the job is {row.state}, attempt {row.attempt}"
         raise AtelierError(Status.ABORTED, "ATTEMPT_SUPERSEDED", sentence)

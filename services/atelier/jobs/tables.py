@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, LargeBinary, String
+from sqlalchemy import JSON, Index, LargeBinary, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from atelier.ledger import Base
@@ -15,6 +15,7 @@ class JobRow(Base):
     """A job."""
 
     __tablename__ = "jobs"
+    __table_args__ = (Index("ix_jobs_state_create_time", "state", "create_time", "id"),)
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     service: Mapped[str] = mapped_column(String(32), index=True)
     method: Mapped[str] = mapped_column(String(64))

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import LargeBinary, String, delete, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
+from atelier.artifacts.catalog import use
 from atelier.errors import AtelierError, Status, invalid_field, not_found
 from atelier.ledger import ArtifactUse, Base, Database, now
 
@@ -74,7 +75,8 @@ class DeploymentLedger:
     def create(self, new: Deployment, *, request_id: str, body: bytes) -> Deployment:
         """Makes a deployment; the same request gives the same one. Raises ALREADY_EXISTS."""
         digest = hashlib.sha256(body).hexdigest()
-        with self._database.transaction() as session:
+
+        def make(session: Session) -> Deployment:
             known = session.scalars(select(DeploymentRow).where(DeploymentRow.request_id == request_id)).first() if request_id else None
             if known is not None and (known.body_sha256 != digest or known.id != new.id):
                 raise invalid_field("request_id", "was used with another request: draw a new one", reason="REQUEST_ID_REUSED")
@@ -87,10 +89,12 @@ class DeploymentLedger:
             _write(session, row, new)
             return _deployment(row)
 
+        return self._database.write(make)
+
     def update(self, changed: Deployment, *, etag: str) -> Deployment:
         """Changes a deployment. Raises ABORTED when `etag` is set and is not the current one."""
         with self._database.transaction() as session:
-            row = _row(session, changed.name)
+            row = _row(session, changed.name, lock=True)
             if etag and etag != row.etag:
                 raise AtelierError(Status.ABORTED, "ETAG_MISMATCH", f"{changed.name} was changed meanwhile: read it again")
             _write(session, row, changed)
@@ -109,15 +113,18 @@ class DeploymentLedger:
     def delete(self, name: str) -> None:
         """Deletes a deployment."""
         with self._database.transaction() as session:
-            row = _row(session, name)
+            row = _row(session, name, lock=True)
             session.execute(delete(ArtifactUse).where(ArtifactUse.user == f"deployments/{row.id}"))
             session.delete(row)
 
     def report(self, replica: str, pool: str, content: bytes) -> None:
         """Keeps a replica's report."""
-        with self._database.transaction() as session:
+
+        def keep(session: Session) -> None:
             session.merge(ReportRow(replica=replica, pool=pool, content=content, time=now()))
             session.execute(delete(ReportRow).where(ReportRow.pool == pool, ReportRow.time < now() - timedelta(days=1)))
+
+        self._database.write(keep)
 
     def forget_reports(self) -> None:
         """Forgets all reports: the replicas that wrote them are gone."""
@@ -131,8 +138,8 @@ class DeploymentLedger:
             return list(session.scalars(query))
 
 
-def _row(session: Session, name: str) -> DeploymentRow:
-    row = session.get(DeploymentRow, name.removeprefix("deployments/"))
+def _row(session: Session, name: str, *, lock: bool = False) -> DeploymentRow:
+    row = session.get(DeploymentRow, name.removeprefix("deployments/"), with_for_update=True if lock else None)
     if row is None:
         raise not_found("deployment", name, hint="`atelier deployments` shows what there is")
     return row
@@ -143,7 +150,7 @@ def _write(session: Session, row: DeploymentRow, values: Deployment) -> None:
     row.max_steps, row.max_count, row.etag = values.max_steps, values.max_count, secrets.token_hex(8)
     session.add(row)
     session.execute(delete(ArtifactUse).where(ArtifactUse.user == values.name))
-    session.add(ArtifactUse(user=values.name, digest=values.model))
+    use(session, values.name, [values.model])
 
 
 def _deployment(row: DeploymentRow) -> Deployment:

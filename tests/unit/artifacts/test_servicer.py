@@ -17,10 +17,12 @@ from atelier import base_model
 from atelier.artifacts.catalog import Catalog
 from atelier.artifacts.manifest import Kind
 from atelier.artifacts.servicer import ArtifactsServicer
-from atelier.artifacts.store import Spool, Store
+from atelier.artifacts.spool import Spool
+from atelier.artifacts.store import Store
 from atelier.client.client import Client
 from atelier.errors import AtelierError, Status
 from atelier.ledger import ArtifactUse, Database
+from atelier.migrations import migrate
 from atelier.rpc import auth, server
 from atelier.v1 import artifact_pb2, artifact_pb2_grpc
 
@@ -28,7 +30,7 @@ from atelier.v1 import artifact_pb2, artifact_pb2_grpc
 class World:
     def __init__(self, folder: Path, url: str) -> None:
         self.database = Database(f"sqlite:///{folder}/ledger.db")
-        self.database.create_tables()
+        migrate(self.database)
         self.store = Store.open(url)
         self.catalog = Catalog(store=self.store, database=self.database)
         self.spool = Spool(folder / "spool")
@@ -48,9 +50,9 @@ class World:
         return caught.value
 
 
-@pytest.fixture(params=["memory", "directory"])
-async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
-    world = World(tmp_path, "memory://" if request.param == "memory" else f"file://{tmp_path}/store")
+@pytest.fixture
+async def world(store_url: str, tmp_path: Path) -> AsyncIterator[World]:
+    world = World(tmp_path, store_url)
     descriptor = artifact_pb2.DESCRIPTOR.services_by_name["Artifacts"]
     service = server.Service(descriptor=descriptor, add=artifact_pb2_grpc.add_ArtifactsServicer_to_server, servicer=world.servicer)
     async with server.serving("127.0.0.1:0", [service], authorize=auth.allow_all, grace_seconds=1) as bound:

@@ -246,3 +246,8 @@ def test_paths_with_a_colon_are_paths(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     Path("a:1").write_text("")
     assert lora_ratio("a:1") == ("a:1", 1.0)
+
+
+def test_migrate_says_what_the_ledger_has(shell: Shell) -> None:
+    assert shell("migrate") == 0
+    assert shell.installation.calls == [("migrate", "")] and "0002" in shell.out

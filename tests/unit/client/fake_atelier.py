@@ -13,9 +13,11 @@ from google.protobuf import any_pb2
 
 from atelier.artifacts.catalog import Catalog
 from atelier.artifacts.servicer import ArtifactsServicer
-from atelier.artifacts.store import Spool, Store
+from atelier.artifacts.spool import Spool
+from atelier.artifacts.store import Store
 from atelier.errors import AtelierError, not_found
 from atelier.ledger import Database
+from atelier.migrations import migrate
 from atelier.rpc import auth, server
 from atelier.v1 import (
     artifact_pb2,
@@ -201,7 +203,7 @@ def services(fake: FakeAtelier, folder: Path | None) -> list[server.Service]:
     made = [server.Service(descriptor=m.DESCRIPTOR.services_by_name[n], add=add, servicer=fake) for m, n, add in adders]  # type: ignore[attr-defined]
     if folder is not None:
         database = Database(f"sqlite:///{folder / 'ledger.db'}")
-        database.create_tables()
+        migrate(database)
         catalog = Catalog(store=Store.open(f"file://{folder / 'store'}"), database=database)
         artifacts = ArtifactsServicer(catalog=catalog, spool=Spool(folder / "spool"))
         made.append(

@@ -21,6 +21,7 @@ from atelier.errors import AtelierError, Status
 from atelier.jobs.ledger import JobLedger
 from atelier.jobs.submission import Submission
 from atelier.ledger import Database
+from atelier.migrations import migrate
 from atelier.rpc import auth, channel, server, status
 from atelier.v1 import compiler_pb2 as pb
 from atelier.v1 import compiler_pb2_grpc
@@ -30,7 +31,7 @@ LOCAL = {"local": "cpu"}
 
 def catalog_with(folder: Path, kinds: Mapping[str, Kind]) -> Catalog:
     database = Database(f"sqlite:///{folder}/ledger.db")
-    database.create_tables()
+    migrate(database)
     catalog = Catalog(store=Store.open("memory://"), database=database)
     for tag, kind in kinds.items():
         path = folder / tag
@@ -87,6 +88,8 @@ def test_validate_only_shows_the_plan_and_starts_nothing(compile_: Callable[...,
     assert job.name == ""
     assert "with openvino in fp32" in job.plan[0]
     assert job.plan[1] == "pictures of the model's own size, the usual batches for such a size"
+    wide = compile_(validate_only=True, profile=pb.ShapeProfile(width=512, batch_sizes=[2, 4]))
+    assert wide.plan[1] == "pictures of 512 pixels x the model's own height, batches 2, 4"
 
 
 def test_the_same_request_is_the_same_job(compile_: Callable[..., Any]) -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from atelier.artifacts.catalog import Catalog
 from atelier.artifacts.signing import PUBLIC, Signer
-from atelier.artifacts.store import Spool, Store
+from atelier.artifacts.spool import Spool
+from atelier.artifacts.store import Store
 from atelier.jobs.attempts import AttemptsServicer, JobTokens
 from atelier.jobs.launcher import LocalLauncher
 from atelier.jobs.ledger import JobLedger
 from atelier.jobs.reconciler import Reconciler
 from atelier.ledger import Database
+from atelier.migrations import migrate
 from atelier.rpc import auth, server
 from atelier.v1 import attempt_pb2, attempt_pb2_grpc
 
@@ -32,7 +34,7 @@ class Installation:
 
 def open_installation(folder: Path, *, store_url: str = "") -> Installation:
     database = Database(f"sqlite:///{folder}/ledger.db")
-    database.create_tables()
+    migrate(database)
     store = Store.open(store_url or f"file://{folder}/store")
     catalog = Catalog(store=store, database=database, signer=Signer.open(folder / "keys"))
     return Installation(ledger=JobLedger(database), catalog=catalog, tokens=JobTokens(b"secret"))

@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from atelier.artifacts.catalog import ArtifactRow
 from atelier.artifacts.manifest import File
 from atelier.artifacts.store import Store
 from atelier.client import Client
@@ -28,16 +29,9 @@ from atelier.jobs.servicer import JobsServicer, picture_key
 from atelier.jobs.submission import Submission, Work
 from atelier.jobs.tables import JobRow
 from atelier.ledger import ArtifactUse, Database, now
+from atelier.migrations import migrate
 from atelier.rpc import auth, server
 from atelier.v1 import job_pb2, job_pb2_grpc, trainer_pb2
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'ledger.db'}")
-    database.create_tables()
-    yield database
-    database.close()
 
 
 @pytest.fixture
@@ -121,6 +115,8 @@ def test_without_a_request_id_every_submit_is_a_job(ledger: JobLedger) -> None:
 
 
 def test_a_waiting_job_is_cancelled_at_once_and_lets_go_of_its_inputs(ledger: JobLedger, database: Database) -> None:
+    with database.transaction() as session:
+        session.add(ArtifactRow(digest="d" * 64, kind="MODEL", key="", job="", signature=b"", create_time=now()))
     name = ledger.submit(new(inputs=("d" * 64,))).name
     job = ledger.cancel(name)
     assert job.state is State.CANCELLED and job.end_time is not None
@@ -326,7 +322,7 @@ def test_whoever_opens_a_new_ledger_waits_for_another_that_makes_it(tmp_path: Pa
     other.execute("INSERT INTO half_made VALUES (1)")
     threading.Timer(0.3, lambda: other.execute("COMMIT")).start()
     database = Database(f"sqlite:///{tmp_path / 'ledger.db'}")
-    database.create_tables()
+    migrate(database)
     with database.engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
     database.close()

@@ -1,0 +1,97 @@
+"""The database below everything: what several processes write at once, and what clients hear when it is away."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+import servers
+from sqlalchemy.orm import Session
+
+from atelier.artifacts.catalog import ArtifactRow, Catalog
+from atelier.artifacts.store import Store
+from atelier.errors import AtelierError, Status
+from atelier.jobs.events import log_event
+from atelier.jobs.job import NewJob
+from atelier.jobs.ledger import JobLedger
+from atelier.ledger import ArtifactUse, Database, Place, now
+
+
+def add_artifact(database: Database, digest: str) -> None:
+    with database.transaction() as session:
+        session.add(ArtifactRow(digest=digest, kind="MODEL", key="", job="", signature=b"", create_time=now()))
+
+
+def new(**values: object) -> NewJob:
+    return NewJob(service="trainer", method="Train", request_id="", body_sha256="a" * 64, spec=b"", **values)  # type: ignore[arg-type]
+
+
+def test_events_that_many_write_at_once_are_numbered_without_gaps(ledger_url: str, database: Database) -> None:
+    ledgers = [JobLedger(Database(ledger_url)) for _ in range(4)]
+    name = ledgers[0].submit(new()).name
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda index: ledgers[index % 4].log(name, [log_event(str(index))]), range(80)))
+    events, job = ledgers[0].events(name, after_sequence=0)
+    assert [event.sequence for event in events] == list(range(1, 82)) and job.last_sequence == 81
+
+
+def test_what_is_deleted_and_taken_at_once_is_one_of_both(ledger_url: str, database: Database) -> None:
+    catalog, ledger = Catalog(store=Store.open("memory://"), database=database), JobLedger(Database(ledger_url))
+
+    def attempt(index: int, digest: str) -> str:
+        try:
+            if index % 2:
+                catalog.delete(digest)
+                return "deleted"
+            ledger.submit(new(inputs=(digest,)))
+        except AtelierError as error:
+            return error.reason
+        return "taken"
+
+    outcomes = set()
+    for number in range(12):
+        digest = f"{number:064x}"
+        add_artifact(database, digest)
+        with ThreadPoolExecutor(2) as pool:
+            outcomes.add(tuple(pool.map(lambda index, digest=digest: attempt(index, digest), range(2))))  # type: ignore[misc]
+    assert outcomes <= {("taken", "ARTIFACT_IN_USE"), ("ARTIFACT_NOT_FOUND", "deleted")}
+    with database.transaction() as session:
+        used, there = ({row.digest for row in session.query(table)} for table in (ArtifactUse, ArtifactRow))
+    assert used == there
+
+
+def test_a_write_that_another_was_faster_with_begins_again(database: Database) -> None:
+    calls: list[bool] = []
+
+    def work(session: Session) -> bool:
+        found = session.get(ArtifactRow, "d" * 64) is not None
+        calls.append(found)
+        if not found:
+            add_artifact_elsewhere()
+            session.add(ArtifactRow(digest="d" * 64, kind="MODEL", key="", job="", signature=b"", create_time=now()))
+        return found
+
+    def add_artifact_elsewhere() -> None:
+        if database.engine.dialect.name == "postgresql":
+            add_artifact(database, "d" * 64)
+
+    assert database.write(work) is (database.engine.dialect.name == "postgresql")
+    assert calls == ([False, True] if database.engine.dialect.name == "postgresql" else [False])
+
+
+def test_a_ledger_that_is_away_is_unavailable() -> None:
+    database = Database(f"postgresql://nobody@127.0.0.1:{servers.free_port()}/none")
+    with pytest.raises(AtelierError) as caught:
+        JobLedger(database).get("jobs/none")
+    assert (caught.value.status, caught.value.reason) == (Status.UNAVAILABLE, "LEDGER_UNAVAILABLE")
+    assert caught.value.retry_after_seconds and "127.0.0.1" not in caught.value.message
+
+
+def test_a_page_ends_where_the_next_begins() -> None:
+    place = Place(time=now() - timedelta(days=1), key="a")
+    assert Place.read(place.token) == place and Place.read("") is None
+    for token in ("x", "12", "YQ==", "~~"):
+        with pytest.raises(AtelierError) as caught:
+            Place.read(token)
+        assert caught.value.status is Status.INVALID_ARGUMENT
