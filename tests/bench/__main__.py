@@ -10,7 +10,7 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 
-from bench.figures import Group
+from bench.figures import Asked, Group
 
 GROUPS = ("unet", "training", "files", "steps", "gateway")
 PAGE = Path("docs/benchmarks.md")
@@ -28,12 +28,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--peers", default="", help="folder with diffusers' examples")
     parser.add_argument("--only", choices=GROUPS, action="append", help="some groups")
+    parser.add_argument("--quick", action="store_true", help="one round, to see that it runs; the page is left as it is")
     given = parser.parse_args()
+    asked = Asked(peers=Path(given.peers) if given.peers else None, quick=given.quick)
     for name in given.only or GROUPS:
-        for group in importlib.import_module(f"bench.{name}").groups(Path(given.peers) if given.peers else None):
+        for group in importlib.import_module(f"bench.{name}").groups(asked):
             print(group.markdown(), flush=True)
-            write(group)
-    print(f"written: {PAGE}")
+            if not asked.quick:
+                write(group)
+                print(f"written: {PAGE}", flush=True)
 
 
 def write(group: Group) -> None:

@@ -6,6 +6,17 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the command line asks of every group."""
+
+    peers: Path | None = None
+    """Folder with diffusers' examples."""
+    quick: bool = False
+    """One round of the small model, nothing that takes minutes to compile: shows that a bench runs, is no figure to keep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +42,11 @@ class Group:
         head = ["| | measured | ratio | goal |", "|---|---|---|---|"]
         body = [f"| {row.what} | {row.measured} | {row.ratio} | {row.goal} |" for row in self.rows]
         return "\n".join([f"## {self.title}", "", self.words, "", *head, *body, ""])
+
+
+def missing(what: str, reason: str) -> Row:
+    """The row of what could not be measured, with the last line of why."""
+    return Row(what=what, measured=f"not measured: {(reason.splitlines() or ['?'])[-1]}")
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 1) -> dict[str, float]:

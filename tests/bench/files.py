@@ -12,19 +12,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.figures import Group, Row, times
+from bench.figures import Asked, Group, Row, times
 
 ROUNDS = 3
 RANK = 16
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
-def groups(peers: Path | None) -> list[Group]:
+def groups(asked: Asked) -> list[Group]:
     """Both, in fp16."""
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         subprocess.run([sys.executable, "-m", __name__, "prepare", place], check=True)
-        found = _measured(root)
+        found = _measured(root, rounds=1 if asked.quick else ROUNDS)
     rows = []
     for name, words in (("convert", "diffusers folder -> one file"), ("merge", f"a LoRA of rank {RANK} on attention into the UNet")):
         for kind in (f"{name}-plain", name):
@@ -43,10 +43,10 @@ def groups(peers: Path | None) -> list[Group]:
     return [Group(title="Conversion and merge", words=words, rows=rows)]
 
 
-def _measured(root: Path) -> dict[str, tuple[float, float]]:
+def _measured(root: Path, *, rounds: int) -> dict[str, tuple[float, float]]:
     """Median seconds, and the largest resident set in bytes, of every piece of work."""
     answers: dict[str, list[dict[str, float]]] = {name: [] for name in ("convert", "convert-plain", "merge", "merge-plain")}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, own in answers.items():
             done = subprocess.run([sys.executable, "-m", __name__, name, str(root)], check=True, capture_output=True, text=True)
             own.append(json.loads(done.stdout.splitlines()[-1]))

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from atelier import base_model
 from atelier.demo.drawings import OTHERS, SEEN, picture
 from atelier.jobs.launcher import JEMALLOC
-from bench.figures import Group, Row
+from bench.figures import Asked, Group, Row, missing
 
 BATCH, SIDE, RANK = 4, 128, 16
 SHORT, LONG = 4, 44
@@ -24,49 +26,79 @@ FLAGS: dict[str, Any] = {
     "resolution": SIDE, "train_batch_size": BATCH, "learning_rate": 1e-4, "lr_scheduler": "constant", "lr_warmup_steps": 0, "rank": RANK,
     "seed": 0, "checkpointing_steps": 100_000,
 }  # fmt: skip
+SCRIPT, CACHED = "diffusers' train_dreambooth_lora.py, fp32", "a plain loop over cached latents, fp32"
 OURS = {
-    "ours, eager, fp32": ("no", "NEVER", ">= 1.6x"),
+    "ours, eager, fp32": ("no", "NEVER", ">= 1.6x from the first step on"),
     "ours, compiled before, fp32": ("no", "NOW", ">= 1.9x"),
     "ours, compiled before, bf16": ("bf16", "NOW", ">= 2.5x"),
 }
 
 
-def groups(peers: Path | None) -> list[Group]:
+@dataclass(kw_only=True)
+class Speeds:
+    """Steps a second of every run of a competitor, and seconds from the start of its process to the end of its first step."""
+
+    steps: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    reason: str = ""
+    """Why it was not measured."""
+
+    def run(self, work: Callable[[], Mapping[str, float]]) -> None:
+        """Takes a run in; a competitor that has failed is not asked again."""
+        if self.reason:
+            return
+        try:
+            found = work()
+        except subprocess.CalledProcessError as error:
+            self.reason = (error.stderr or "").strip() or str(error)
+            return
+        self.steps.append(found["speed"])
+        if "first" in found:
+            self.first.append(found["first"])
+
+
+def groups(asked: Asked) -> list[Group]:
     """Everything in one run, three rounds in turns."""
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         _pictures(root)
-        script = next(peers.rglob("train_dreambooth_lora.py")) if peers else None
-        environment = _environment()
+        speeds = {name: Speeds() for name in (SCRIPT, CACHED, *OURS)}
+        script = next(asked.peers.rglob("train_dreambooth_lora.py"), None) if asked.peers else None
+        if script is None:
+            speeds[SCRIPT].reason = "PEERS names no folder with diffusers' examples"
         for name, (precision, compile_, _) in OURS.items():
-            if compile_ == "NOW":  # compiled once; the runs that are measured find what it has left
+            if compile_ == "NOW" and asked.quick:
+                speeds[name].reason = "--quick compiles nothing"
+            elif compile_ == "NOW":  # compiled once; the runs that are measured find what it has left
                 print(f"{name}: compiling", flush=True)
-                _child(["ours", precision, compile_, "2"], root, environment)
-        speeds: dict[str, list[float]] = {name: [] for name in ("script", "cached", *OURS)}
-        for _ in range(3):
+                speeds[name].run(lambda given=(precision, compile_): _child(["ours", *given, "2"], root))  # type: ignore[misc]
+                speeds[name] = Speeds(reason=speeds[name].reason)
+        for _ in range(1 if asked.quick else 3):
             if script:
-                speeds["script"].append(_script(script, root))
-            speeds["cached"].append(_child(["cached"], root, _environment(jemalloc=False))["speed"])
+                speeds[SCRIPT].run(lambda: _script(script, root))
+            speeds[CACHED].run(lambda: _child(["cached"], root, jemalloc=False))
             for name, (precision, compile_, _) in OURS.items():
-                speeds[name].append(_child(["ours", precision, compile_, str(LONG)], root, environment)["speed"])
-    return [_group({name: sorted(values)[len(values) // 2] for name, values in speeds.items() if values})]
+                speeds[name].run(lambda given=(precision, compile_): _child(["ours", *given, str(LONG)], root))  # type: ignore[misc]
+    return [_group(speeds)]
 
 
-def _group(speeds: Mapping[str, float]) -> Group:
-    names = {"script": "diffusers' train_dreambooth_lora.py, fp32", "cached": "a plain loop over cached latents, fp32"}
+def _group(speeds: Mapping[str, Speeds]) -> Group:
+    against = SCRIPT if speeds[SCRIPT].steps else CACHED
     rows = []
-    if "script" not in speeds:
-        rows.append(Row(what=names["script"], measured="not measured: PEERS names no folder with diffusers' examples"))
-    reference = speeds.get("script", speeds["cached"])
-    for name, speed in speeds.items():
+    for name, found in speeds.items():
+        if found.reason:
+            rows.append(missing(name, found.reason))
+            continue
+        first = f", first step after {statistics.median(found.first):.0f} s" if found.first else ""
+        speed, reference = statistics.median(found.steps), statistics.median(speeds[against].steps)
         goal = OURS[name][2] if name in OURS else ""
-        rows.append(Row(what=names.get(name, name), measured=f"{speed:.2f} steps/s", ratio=f"{speed / reference:.2f}x", goal=goal))
+        rows.append(Row(what=name, measured=f"{speed:.2f} steps/s{first}", ratio=f"{speed / reference:.2f}x", goal=goal))
     allocator = "jemalloc preloaded for ours" if _environment().get("LD_PRELOAD") else "glibc's allocator for all: there is no jemalloc"
-    against = "the script" if "script" in speeds else "the plain loop"
     words = (
         f"The model on board, {BATCH} + {BATCH} pictures of {SIDE} pixels a step, rank {RANK} on attention, AdamW; {allocator}. Steps a "
-        f"second after the first {SHORT}, median of three runs. The ratio is to {against}. `compiled before` finds a training engine that "
-        "an earlier run has left."
+        f"second after the first {SHORT}, median of {len(speeds[CACHED].steps)}; the script's from runs of {SHORT} and {LONG} steps. The "
+        f"ratio is to {against}. `compiled before` finds a training engine that an earlier run has left; a first step is counted from the "
+        "start of the process."
     )
     return Group(title="Training", words=words, rows=rows)
 
@@ -85,14 +117,16 @@ def _environment(*, jemalloc: bool = True) -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1", **({"LD_PRELOAD": found} if found else {})}
 
 
-def _child(arguments: list[str], root: Path, environment: Mapping[str, str]) -> dict[str, float]:
+def _child(arguments: list[str], root: Path, *, jemalloc: bool = True) -> dict[str, float]:
+    """A run of ours as the launcher of jobs starts it, or of the plain loop, in a process of its own."""
     command = [sys.executable, "-m", __name__, str(root), *arguments]
-    done = subprocess.run(command, check=True, env=dict(environment), stdout=subprocess.PIPE, text=True)
+    begin = time.time()
+    done = subprocess.run(command, check=True, env=_environment(jemalloc=jemalloc), capture_output=True, text=True)
     content: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return content
+    return content | {"first": content["first"] - begin}
 
 
-def _script(script: Path, root: Path) -> float:
+def _script(script: Path, root: Path) -> dict[str, float]:
     """From two runs of different length, so that start and end count for nothing."""
     seconds = []
     for steps in (SHORT, LONG):
@@ -101,25 +135,29 @@ def _script(script: Path, root: Path) -> float:
             "class_data_dir": root / "class", "output_dir": root / "script", "max_train_steps": steps,
         }  # fmt: skip
         flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in {**FLAGS, **folders}.items()]
+        command = [sys.executable, str(script), *flags]
         begin = time.perf_counter()
-        output = subprocess.DEVNULL
-        subprocess.run([sys.executable, str(script), *flags], check=True, env=_environment(jemalloc=False), stdout=output, stderr=output)
+        subprocess.run(command, check=True, env=_environment(jemalloc=False), capture_output=True, text=True)
         seconds.append(time.perf_counter() - begin)
-    return (LONG - SHORT) / (seconds[1] - seconds[0])
+    return {"speed": (LONG - SHORT) / (seconds[1] - seconds[0])}
 
 
-def _ours(root: Path, precision: str, compile_: str, steps: int) -> float:
+def _ours(root: Path, precision: str, compile_: str, steps: int) -> dict[str, float]:
     from atelier.artifacts.manifest import Kind
     from atelier.jobs.context import FolderContext
     from atelier.trainer.worker import execute
     from atelier.v1 import trainer_pb2
 
     stamps: list[float] = []
+    words: list[str] = []
 
     class Timed(FolderContext):
         def progress(self, phase: str, step: int, total_steps: int = 0, **figures: float | None) -> None:
             if phase == "training":
-                stamps.append(time.perf_counter())
+                stamps.append(time.time())
+
+        def log(self, message: str, *, level: str = "info") -> None:
+            words.append(message)
 
     # Training engines are found in the folder; every run has a job of its own, so that it begins at the first step.
     context = Timed(root / "ours", job=f"jobs/{time.time_ns()}")
@@ -131,10 +169,13 @@ def _ours(root: Path, precision: str, compile_: str, steps: int) -> float:
     context.workdir = context.workdir / context.job.removeprefix("jobs/")
     context.workdir.mkdir()
     execute(request, context)
-    return (len(stamps) - SHORT) / (stamps[-1] - stamps[SHORT - 1]) if len(stamps) > SHORT else 0.0
+    if compile_ == "NOW" and not any("compil" in word and "eager" not in word for word in words):
+        raise SystemExit("; ".join(words) or "this run was not compiled")
+    speed = (len(stamps) - SHORT) / (stamps[-1] - stamps[SHORT - 1]) if len(stamps) > SHORT else 0.0
+    return {"speed": speed, "first": stamps[0]}
 
 
-def _cached(root: Path) -> float:
+def _cached(root: Path) -> dict[str, float]:
     """A plain loop: latents and embeddings once, then UNet, loss and AdamW."""
     import torch
     from diffusers import DDPMScheduler
@@ -155,9 +196,8 @@ def _cached(root: Path) -> float:
     trainable = [parameter for parameter in model.unet.parameters() if parameter.requires_grad]
     optimizer, scheduler = torch.optim.AdamW(trainable, lr=1e-4), DDPMScheduler.from_config(model.scheduler_config)
     model.unet.train()
-    begin = 0.0
-    for step in range(LONG):
-        begin = time.perf_counter() if step == SHORT else begin
+    stamps = []
+    for _ in range(LONG):
         rows = [p.sample()[torch.randint(len(p.mean), (BATCH,))] for p in posteriors]
         latents = torch.cat(rows) * model.facts.scaling_factor
         noise, timesteps = torch.randn_like(latents), torch.randint(0, 1000, (2 * BATCH,))
@@ -167,14 +207,14 @@ def _cached(root: Path) -> float:
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    return (LONG - SHORT) / (time.perf_counter() - begin)
+        stamps.append(time.time())
+    return {"speed": (LONG - SHORT) / (stamps[-1] - stamps[SHORT - 1]), "first": stamps[0]}
 
 
 def main() -> None:
     """One run in this process."""
     root, kind, *rest = Path(sys.argv[1]), *sys.argv[2:]
-    speed = _cached(root) if kind == "cached" else _ours(root, rest[0], rest[1], int(rest[2]))
-    print(json.dumps({"speed": speed}))
+    print(json.dumps(_cached(root) if kind == "cached" else _ours(root, rest[0], rest[1], int(rest[2]))))
 
 
 if __name__ == "__main__":
