@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,12 @@ from atelier.errors import failed_precondition, invalid_field
 
 _LORA_ENDINGS = (".lora_A.weight", ".lora_B.weight", ".lora_down.weight", ".lora_up.weight", ".lora.down.weight", ".lora.up.weight")
 _MODEL_ENDINGS = (".json", ".txt", ".safetensors", ".model")
+REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]+")
+"""What a repository of the Hugging Face Hub is called."""
+_REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._/-]*")
+_PEFT = "base_model.model."
+_BESIDE = "adapter_config.json"
+"""Where peft says alpha, without which its matrices have no scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,22 +52,59 @@ def examine(path: Path, kind: Kind | None = None) -> Found:
     return Found(kind=kind or Kind.DATASET, files=pictures or files)
 
 
-def hub_folder(repository: str, revision: str, *, allow_download: bool) -> Found:
-    """A repository of the Hugging Face Hub from the local cache; downloaded (safetensors, JSON and text only) where that is allowed."""
+def cached_repository(hub: Path, repository: str, revision: str) -> Path | None:
+    """The folder of a repository in a Hugging Face cache, or None; `revision` is a branch, tag or commit, empty for `main`."""
+    root = hub / f"models--{repository.replace('/', '--')}"
+    reference = root / "refs" / (revision or "main")
+    commit = reference.read_text().strip() if reference.is_file() else revision
+    folder = root / "snapshots" / commit
+    return folder if commit and folder.is_dir() else None
+
+
+def hub_facts(repository: str, folder: Path) -> dict[str, str]:
+    """What is recorded of a repository in a Hugging Face cache: its name, and the commit, which its folder is named after."""
+    return {"repository": repository, "revision": folder.name}
+
+
+def hub_folder(repository: str, revision: str, *, allow_download: bool, downloads: bool) -> Found:
+    """A repository from this machine's Hugging Face cache; downloaded where the request (`allow_download`) and the operator allow it.
+
+    Raises FAILED_PRECONDITION when it is not there, INVALID_ARGUMENT when it can be the name of none.
+    """
+    if not REPOSITORY.fullmatch(repository):
+        raise invalid_field("source", f"{repository!r} is neither an absolute path nor a Hugging Face repository, owner/name")
+    if revision and not _REVISION.fullmatch(revision):
+        raise invalid_field("revision", f"{revision!r} is no branch, tag or commit")
+    try:
+        from huggingface_hub import constants
+    except ImportError as error:
+        raise failed_precondition("NO_HUB", "huggingface_hub is not installed on the server: upload the model's folder") from error
+    folder = cached_repository(Path(constants.HF_HUB_CACHE), repository, revision)
+    # Other programs leave snapshots of configs alone.
+    if allow_download and downloads and not (folder and any(folder.rglob("*.safetensors"))):
+        folder = _downloaded(repository, revision)
+    if folder is None:
+        hint = "--allow-download fetches it"
+        if allow_download:
+            hint = "it could not be downloaded" if downloads else "this server does not download: ATELIER_ALLOW_DOWNLOAD=true lets it"
+        sentence = f"{repository} is not in the Hugging Face cache of the server; {hint}"
+        raise failed_precondition("NOT_IN_HUB_CACHE", sentence, repository=repository)
+    return replace(examine(folder), metadata=hub_facts(repository, folder))
+
+
+def _downloaded(repository: str, revision: str) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    patterns = ["*.safetensors", "*.json", "*.txt"]
+    fetch = partial(snapshot_download, repository, revision=revision or None)
     try:
-        folder = Path(
-            snapshot_download(repository, revision=revision or None, allow_patterns=patterns, local_files_only=not allow_download)
-        )
-    except (LocalEntryNotFoundError, OSError) as error:
-        hint = "" if allow_download else "; --allow-download fetches it"
-        sentence = f"{repository} is not in the local Hugging Face cache{hint}"
-        raise failed_precondition("NOT_IN_HUB_CACHE", sentence, repository=repository) from error
-    found = examine(folder)
-    return Found(kind=found.kind, files=found.files, metadata={"repository": repository, "revision": folder.name})
+        folder = Path(fetch(allow_patterns=["*.json", "*.txt"]))
+        # Beside a model's folders there often lie checkpoints of many gigabytes, which nobody asked for.
+        whole = (folder / "model_index.json").exists()
+        patterns = ["*/*.safetensors"] if whole else ["*.safetensors"]
+        return Path(fetch(allow_patterns=patterns, ignore_patterns=["*.non_ema.safetensors"]))
+    except (LocalEntryNotFoundError, OSError):
+        return None
 
 
 def _examine_file(path: Path, kind: Kind | None) -> Found:
@@ -72,7 +117,11 @@ def _examine_file(path: Path, kind: Kind | None) -> Found:
         raise invalid_field("source", f"{path.name} is {form}: expected a model, a LoRA, pictures, or a folder of them")
     names = [name for name in safetensors_header(path) if name != "__metadata__"]
     lora = any(name.endswith(_LORA_ENDINGS) for name in names)
-    return Found(kind=kind or (Kind.LORA if lora else Kind.SINGLE_FILE), files={path.name: path})
+    files = {path.name: path}
+    beside = path.with_name(_BESIDE)
+    if any(name.startswith(_PEFT) for name in names) and beside.is_file():
+        files[beside.name] = beside
+    return Found(kind=kind or (Kind.LORA if lora else Kind.SINGLE_FILE), files=files)
 
 
 def _model_files(folder: Path) -> dict[str, Path]:

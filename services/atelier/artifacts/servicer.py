@@ -17,7 +17,7 @@ from atelier.artifacts.messages import (
     sources_from_messages,
     to_message,
 )
-from atelier.artifacts.store import Spool
+from atelier.artifacts.spool import Spool
 from atelier.errors import invalid_field, not_found
 from atelier.v1 import artifact_pb2, artifact_pb2_grpc
 
@@ -117,7 +117,9 @@ class ArtifactsServicer(artifact_pb2_grpc.ArtifactsServicer):
                 raise invalid_field("source", "lies in no folder that the operator allows (ATELIER_IMPORT_ROOTS); upload it instead")
             found = importing.examine(path, kind_from_enum(request.kind))
         else:
-            found = importing.hub_folder(request.source, request.revision, allow_download=request.allow_download and self._allow_download)
+            found = importing.hub_folder(
+                request.source, request.revision, allow_download=request.allow_download, downloads=self._allow_download
+            )
         safety.check_files(found.kind, found.files)
         files = []
         for name, source in found.files.items():

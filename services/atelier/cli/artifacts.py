@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC
 from itertools import islice
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from atelier.artifacts.importing import cached_repository, hub_facts
 from atelier.artifacts.manifest import Kind
 from atelier.cli.export import export_to_webui
 from atelier.cli.lineage import draw, lineage_of
-from atelier.cli.session import session_of
+from atelier.cli.session import Session, session_of
 from atelier.client.artifact_service import kind_of
-from atelier.client.sources import cached_repository
 from atelier.v1 import artifact_pb2
 
 app = typer.Typer(help="Pictures, models, LoRAs, engines, and what they were made from.", no_args_is_help=True)
@@ -37,9 +38,12 @@ def import_(
     """Brings something in: from this machine where it is found here, else from the server's disk."""
     session = session_of(context)
     here = Path(source).expanduser()
-    found = here if here.exists() else cached_repository(session.hub, source, revision)
+    if here.exists():
+        _upload(session, here, kind, tag)
+        return
+    found = cached_repository(session.hub, source, revision)
     if found is not None:
-        upload(context, found, kind, tag)
+        _upload(session, found, kind, tag, metadata=hub_facts(source, found))
         return
     with session.client() as client:
         artifact = client.artifacts.import_(source, kind=kind, tags=tag or [], allow_download=allow_download, revision=revision)
@@ -54,10 +58,7 @@ def upload(
     tag: Tags = None,
 ) -> None:
     """Brings in a folder or file of this machine; what is there already is not sent again."""
-    session = session_of(context)
-    with session.client() as client, session.transfers(f"uploading {path.name}") as told:
-        artifact = client.artifacts.upload(path, kind=kind, tags=tag or [], progress=told)
-    session.show(artifact, line_of(artifact))
+    _upload(session_of(context), path, kind, tag)
 
 
 @app.command("download")
@@ -164,6 +165,12 @@ def lineage(
         session.show(tree.as_json())
     else:
         session.out.print(draw(tree))
+
+
+def _upload(session: Session, path: Path, kind: Kind | None, tags: list[str] | None, metadata: Mapping[str, str] | None = None) -> None:
+    with session.client() as client, session.transfers(f"uploading {path.name}") as told:
+        artifact = client.artifacts.upload(path, kind=kind, tags=tags or [], metadata=metadata, progress=told)
+    session.show(artifact, line_of(artifact))
 
 
 def line_of(artifact: artifact_pb2.Artifact) -> str:

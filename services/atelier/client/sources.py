@@ -6,12 +6,12 @@ A word may be a path on this machine (uploaded, unless it is there already), the
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from atelier.artifacts.importing import REPOSITORY, cached_repository, hub_facts
 from atelier.artifacts.manifest import DIGEST, Kind
 from atelier.client.client import Client
 from atelier.errors import AtelierError, Status, invalid_field
@@ -19,8 +19,6 @@ from atelier.v1 import artifact_pb2
 
 BASE = "base"
 """The model on board; a folder of that name is meant by `./base`."""
-
-_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +39,7 @@ class Sources:
             return self.client.artifacts.get(word)
         if path.exists():
             return self.upload(path, kind=kind)
-        if _REPOSITORY.fullmatch(word):
+        if REPOSITORY.fullmatch(word):
             return self._repository(word, field=field, revision=revision, allow_download=allow_download)
         known = self.known(word)
         if known is None:
@@ -58,29 +56,20 @@ class Sources:
                 raise
             return None
 
-    def upload(self, path: Path, *, kind: Kind | None = None) -> artifact_pb2.Artifact:
+    def upload(self, path: Path, *, kind: Kind | None = None, metadata: Mapping[str, str] | None = None) -> artifact_pb2.Artifact:
         """Brings in a path of this machine."""
         with self.progress(f"uploading {path.name or path}") as told:
-            return self.client.artifacts.upload(path, kind=kind, progress=told)
+            return self.client.artifacts.upload(path, kind=kind, metadata=metadata, progress=told)
 
     def _repository(self, word: str, *, field: str, revision: str, allow_download: bool) -> artifact_pb2.Artifact:
         folder = cached_repository(self.hub, word, revision)
         if folder is not None:
-            return self.upload(folder)
+            return self.upload(folder, metadata=hub_facts(word, folder))
         try:
             return self.client.artifacts.import_(word, revision=revision, allow_download=allow_download)
         except AtelierError as error:
             if error.reason != "NOT_IN_HUB_CACHE":
                 raise
             sentence = f"{word!r} is no folder here, nor in a Hugging Face cache here or on the server"
-            hint = "" if allow_download else "; --allow-download fetches it"
-            raise invalid_field(field, sentence + hint, reason=error.reason) from error
-
-
-def cached_repository(hub: Path, repository: str, revision: str) -> Path | None:
-    """The folder of a repository in a Hugging Face cache, or None; `revision` is a branch, tag or commit, empty for `main`."""
-    root = hub / f"models--{repository.replace('/', '--')}"
-    reference = root / "refs" / (revision or "main")
-    commit = reference.read_text().strip() if reference.is_file() else revision
-    folder = root / "snapshots" / commit
-    return folder if commit and folder.is_dir() else None
+            hint = error.message.rpartition("; ")[2] if allow_download else f"`atelier artifacts import {word} --allow-download` fetches it"
+            raise invalid_field(field, f"{sentence}; {hint}", reason=error.reason) from error
