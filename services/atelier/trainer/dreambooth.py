@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from atelier.artifacts.manifest import Kind
+from atelier.formats.folder import rewrite
 from atelier.trainer.spec import TrainSpec
 
 ROLE, KIND = "model", Kind.MODEL
@@ -24,12 +24,8 @@ def prepare(unet: Any, spec: TrainSpec) -> dict[str, Tensor]:
 
 
 def save(base: Path, weights: Mapping[str, Tensor], folder: Path, *, spec: TrainSpec) -> None:
-    """Writes the model: the base's files as they are, the UNet's tensors in the precision of its own."""
-    for path in sorted(base.rglob("*")):
-        name = path.relative_to(base)
-        if path.is_file() and not (name.parts[0] == "unet" and path.suffix in (".safetensors", ".json") and path.name != "config.json"):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / name)
+    """Writes the model: the base's other parts as the field reads them, the UNet's tensors in the precision of its own."""
+    rewrite(base, folder, without=("unet",))
     half = {name: tensor.detach().to(_precision_of(base)).contiguous().cpu() for name, tensor in weights.items()}
     save_file(half, folder / "unet" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
 
