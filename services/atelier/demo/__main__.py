@@ -32,7 +32,7 @@ def main() -> None:
         with atelier_up(folder / "data", log=folder / "up.log") as address, Client(address.target, address.token) as client:
             findings.times.append(("start atelier", time.monotonic() - begin))
             Walk(client=client, folder=folder, console=console, findings=findings).run()
-    except (AtelierError, RuntimeError) as error:
+    except (AtelierError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -11,6 +11,18 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from atelier.demo.drawings import SUBJECT
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2rem auto; padding: 0 1rem }
+h2 { margin-top: 2.2rem } img { max-width: 100% }
+.figures b { font-size: 1.6rem; margin: 0 .3rem 0 1.2rem } .figures b:first-child { margin-left: 0 }
+table { border-collapse: collapse; margin: 1rem 0 } th { font-weight: 600; color: #666 }
+td, th { padding: .15rem 1.2rem .15rem .4rem; text-align: left; border-bottom: 1px solid #e6e6e6 }
+td.n, th + th { text-align: right; font-variant-numeric: tabular-nums } tr.total { font-weight: 600 }
+.facts td { overflow-wrap: anywhere } .facts td:first-child { white-space: nowrap }
+pre { background: #f4f4f4; padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere }
+"""
 GAP = 6
 LABEL_PIXELS = 22
 
@@ -108,13 +120,15 @@ def page(findings: Findings) -> str:
     """The page."""
     facts = "".join(f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>" for name, value in findings.facts.items())
     data = html.escape(findings.facts["data"])
+    before, after = findings.likeness[SUBJECT]
+    seconds = sum(each for _, each in findings.times)
     return f"""<!doctype html>
-<meta charset="utf-8"><title>Atelier: the demo</title>
-<style>body{{font:15px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}}td,th{{padding:.1rem .8rem;text-align:left}}
-td.n{{text-align:right}}pre{{background:#f4f4f4;padding:.8rem;overflow:auto}}img{{max-width:100%;image-rendering:auto}}</style>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Atelier: the demo</title>
+<style>{STYLE}</style>
 <h1>Six pictures, a few minutes, an endpoint</h1>
-<p>The model had never seen an octopus. It was fine-tuned on six pictures, converted, merged, compiled and put into service on this machine;
-the pictures below came over gRPC from that service.</p>
+<p>The model had never seen an {SUBJECT}. It was fine-tuned on six pictures, converted, merged, compiled and put into service on this
+machine; the pictures below came over gRPC from that service.</p>
+<p class="figures"><b>{before:.2f} &rarr; {after:.2f}</b> likeness to the {SUBJECT} <b>{seconds:.0f} s</b> in all</p>
 <img src="before-after.png" alt="before and after">
 <h2>How alike</h2>
 <p>Likeness (0 to 1) of the pictures of "a sks emoji on a ... background", on backgrounds that were not trained on, to drawings of
@@ -127,7 +141,7 @@ Then prompts without the identifier.</p>
 {_table(times_table(findings.times))}
 <h2>Where it came from</h2>
 <pre>{html.escape(findings.lineage)}</pre>
-<table>{facts}</table>
+<table class="facts">{facts}</table>
 <h2>Go on</h2>
 <pre>atelier up --data {data}
 atelier generate "a sks emoji on a green background" --deployment az-octopus -o octopus.png --data {data}</pre>
@@ -144,8 +158,9 @@ def _table(markdown: str) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
+    total = ' class="total"' if cells[0].startswith("**") else ""
     first, *others = [html.escape(cell.strip("*")) for cell in cells]
-    return f"<tr><td>{first}</td>" + "".join(f'<td class="n">{cell}</td>' for cell in others) + "</tr>"
+    return f"<tr{total}><td>{first}</td>" + "".join(f'<td class="n">{cell}</td>' for cell in others) + "</tr>"
 
 
 def write(findings: Findings, folder: Path, *, losses_csv: str) -> None:

@@ -158,10 +158,14 @@ class Walk:
         """Leaves pictures, figures and page."""
         trained = [Image.open(path) for path in sorted((self.folder / "pictures").glob("*.png"))]
         rows = [report.Row(title=f"The six training pictures ({SUBJECT}, which the model has never seen)", pictures=trained)]
-        labels = [f"{colour}, seed {seed}" for seed in SEEDS for colour in UNSEEN] + [name for name, _ in KEPT]
+        labels = [f"{colour}, seed {seed}" for seed in SEEDS for colour in UNSEEN]
         for when, title in (("before", "Before"), ("after", "After")):
-            title += f': "{prompt_of(IDENTIFIER, "...")}", and "{kept_prompt("...", "...")}"'
-            rows.append(report.Row(title=title, pictures=self.pictures[when], labels=labels))
+            title += f': "{prompt_of(IDENTIFIER, "...")}"'
+            rows.append(report.Row(title=title, pictures=self.pictures[when][: len(labels)], labels=labels))
+        pairs = list(zip(*(self.pictures[when][len(labels) :] for when in ("before", "after")), strict=True))
+        title = f'Without the identifier, before and after: "{kept_prompt("...", "...")}"'
+        labels = [f"{name}, {when}" for name, _ in KEPT for when in ("before", "after")]
+        rows.append(report.Row(title=title, pictures=[picture for pair in pairs for picture in pair], labels=labels))
         report.sheet(rows).save(self.folder / "before-after.png")
         capture = Console(file=io.StringIO(), width=140, emoji=False)
         capture.print(draw(lineage_of(self.client, "az-octopus")))
