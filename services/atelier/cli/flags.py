@@ -91,7 +91,7 @@ FOREIGN: Mapping[str, Foreign] = {
     "variant": Foreign(why="no effect: the files without a variant come first, else those that are there", value=True),
     "class_labels_conditioning": Foreign(why="Stable Diffusion 1.x has no class labels: leave it out", refused=True, value=True),
     "image_interpolation_mode": Foreign(
-        why="pictures are resized bilinearly: leave it out", refused=True, value=True, harmless_values=("bilinear",)
+        why="pictures are resized with the script's default, lanczos: leave it out", refused=True, value=True, harmless_values=("lanczos",)
     ),
     "text_encoder_use_attention_mask": Foreign(why="the text encoder sees the whole prompt: leave it out", refused=True),
     "tokenizer_max_length": Foreign(why="the tokenizer's own length is used: leave it out", refused=True, value=True),

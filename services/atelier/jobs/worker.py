@@ -41,7 +41,8 @@ def main(execute: Execute) -> None:
     workdir = Path(os.environ["ATELIER_WORKER_DIR"]) / os.environ.get("TORCHELASTIC_RUN_ID", str(os.getpid()))
     if int(os.environ.get("RANK", "0")) != 0:
         follower = FollowerContext(job=os.environ["ATELIER_JOB"], workdir=workdir)
-        execute(_unpack(follower.spec()), follower)
+        with contextlib.suppress(Preempted, Cancelled):  # rank 0 tells; it may be writing a checkpoint still
+            execute(_unpack(follower.spec()), follower)
         return
     workdir.mkdir(parents=True, exist_ok=True)
     try:

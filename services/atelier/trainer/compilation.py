@@ -14,14 +14,12 @@ import subprocess
 import tarfile
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 
 from atelier.artifacts.manifest import Kind, Source
 from atelier.engines.detect import detect
 from atelier.graphs.graph import Role, read_graph
-from atelier.graphs.model import Model
 from atelier.jobs.context import JobContext
 from atelier.trainer.spec import Compile, TrainSpec
 from atelier.trainer.training import Run
@@ -32,21 +30,23 @@ PAYS_AFTER_STEPS = 1500
 
 
 class Compilation:
-    """Around a run: decides, unpacks what is there, and publishes what is new."""
+    """Around a run: decides, unpacks what is there, and publishes what is new.
 
-    def __init__(self, run: Run, model: Model, base: Path, context: JobContext) -> None:
+    `wanted` says how the run was computed before, where it goes on: that does not change.
+    """
+
+    def __init__(self, run: Run, base: Path, context: JobContext, *, wanted: bool | None) -> None:
         self._run = run
+        self._wanted = wanted
         self._context = context
         self._folder = context.workdir / "inductor"
         self._base = base
-        self._new = False
         self._key = ""
 
     def __enter__(self) -> Compilation:
         spec, context = self._run.spec, self._context
         compiler = _compiler_version()
-        earlier = context.read_checkpoint()
-        wanted = _compiled_before(earlier[1]) if earlier else None
+        wanted = self._wanted
         if wanted is False or (wanted is None and spec.compile is Compile.NEVER):
             return self._eager("")
         if not compiler:
@@ -63,19 +63,19 @@ class Compilation:
                     archive.extractall(self._folder, filter="data")
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self._folder)
         context.log("training with a compiled forward and backward" if found else "compiling forward and backward: this takes minutes")
-        self._new = found is None
         self._run.facts["compiled"] = True
         self._run.unet.to(memory_format=torch.channels_last)
         self._run.forward = torch.compile(self._run.unet)
+        if found is None:
+            self._run.warmed_up = self._publish
         return self
 
     def __exit__(self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None) -> None:
         self._run.forward = None
 
-    def publish(self) -> None:
-        """Keeps the cache, when it is new."""
-        if not self._new:
-            return
+    def _publish(self) -> None:
+        """Keeps the cache, as soon as all is compiled: an attempt that follows this one has it too."""
+        self._run.accelerator.wait_for_everyone()
         folder = self._context.workdir / "training-engine"
         if self._run.accelerator.is_main_process:
             folder.mkdir()
@@ -90,12 +90,6 @@ class Compilation:
         return self
 
 
-def _compiled_before(checkpoint: Path) -> bool | None:
-    state = checkpoint / "state.json"
-    found: Any = json.loads(state.read_text())["facts"].get("compiled") if state.exists() else None
-    return None if found is None else bool(found)
-
-
 def _compiler_version() -> str:
     path = shutil.which("g++")
     if path is None:
@@ -105,12 +99,15 @@ def _compiler_version() -> str:
 
 def _key(spec: TrainSpec, run: Run, *, base: Path, compiler: str) -> str:
     import diffusers
+    import peft
 
     facts = {
         "graph": read_graph(base, Role.UNET).digest,
         "method": str(spec.method),
         "rank": spec.rank,
         "layers": spec.lora_layers,
+        "scale": (spec.lora_alpha or spec.rank) / spec.rank if spec.rank else None,
+        "dropout": spec.lora_dropout,
         "rows": spec.train_batch_size * (2 if spec.with_prior_preservation else 1),
         "side": spec.resolution,
         "precision": run.accelerator.mixed_precision,
@@ -118,6 +115,7 @@ def _key(spec: TrainSpec, run: Run, *, base: Path, compiler: str) -> str:
         "threads": torch.get_num_threads(),
         "compiler": compiler,
         "diffusers": diffusers.__version__,
+        "peft": peft.__version__,
         "fingerprint": detect().only("inductor").key,
     }
     return f"training/{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}"

@@ -9,9 +9,12 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+Filter = Image.Resampling
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 80_000_000
 """Larger ones are refused before they are decoded."""
+NOT_PICTURES = (".txt", ".json", ".md", ".ini", ".db")
+"""Endings of what lies beside pictures: captions, notes, what Windows leaves. Hidden files (macOS's) are passed over too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,31 +34,42 @@ class Dataset:
     warnings: tuple[str, ...] = field(default_factory=tuple)
 
 
-def read(folder: Path, *, resolution: int) -> Dataset:
-    """Reads the pictures of a folder. Raises ValueError that names every unreadable one, or says that there is none."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix.lower() not in (".txt", ".json", ".md")]
-    pictures, problems, odd = [], [], []
+def read(folder: Path, *, resolution: int, distinct: bool = True) -> Dataset:
+    """Reads the pictures of a folder; with `distinct` each one once. Raises ValueError that names every unreadable one, or says that
+    there is none."""
+    pictures, problems, repeated, tiny = [], [], [], []
     seen: dict[str, str] = {}
-    for path in paths:
+    for path in _paths(folder):
         name = path.relative_to(folder).as_posix()
         try:
-            image = open_picture(path)
+            picture = Picture(name=name, image=open_picture(path), caption=_caption(path))
         except ValueError as error:
             problems.append(f"{name} ({error})")
             continue
-        digest = hashlib.sha256(image.tobytes() + str(image.size).encode()).hexdigest()
-        if digest in seen:
-            odd.append(f"{name} is the same picture as {seen[digest]}: left out")
+        image = picture.image
+        first = seen.setdefault(hashlib.sha256(image.tobytes() + str(image.size).encode()).hexdigest(), name)
+        if distinct and first != name:
+            repeated.append(f"{name} is the same picture as {first}")
             continue
-        seen[digest] = name
         if min(image.size) < resolution // 2:
-            odd.append(f"{name} is tiny ({image.width}x{image.height} for {resolution}): it will look blurred")
-        pictures.append(Picture(name=name, image=image, caption=_caption(path)))
+            tiny.append(f"{name} ({image.width}x{image.height})")
+        pictures.append(picture)
     if problems:
         raise ValueError(f"these pictures cannot be read: {'; '.join(problems)}")
     if not pictures:
         raise ValueError("there is no picture")
+    odd = [f"left out: {_listed(repeated)}"] if repeated else []
+    odd += [f"tiny for {resolution} px, will look blurred: {_listed(tiny)}"] if tiny else []
     return Dataset(pictures=tuple(pictures), warnings=tuple(odd))
+
+
+def _paths(folder: Path) -> list[Path]:
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix.lower() not in NOT_PICTURES)
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
+def _listed(words: list[str]) -> str:
+    return "; ".join(words[:20]) + (f"; and {len(words) - 20} more" if len(words) > 20 else "")
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -82,14 +96,14 @@ def _flatten(image: Image.Image) -> Image.Image:
     return upright.convert("RGB")
 
 
-def crops(image: Image.Image, *, resolution: int, center: bool, positions: list[float]) -> list[Image.Image]:
+def crops(image: Image.Image, *, resolution: int, center: bool, positions: list[float], filter: Filter) -> list[Image.Image]:
     """Squares of `resolution` pixels from a picture whose shorter side is brought to it, as the scripts do.
 
-    `positions` (0..1) say where along the longer side; a square picture, or `center`, gives one.
+    `filter` resizes; `positions` (0..1) say where along the longer side; a square picture, or `center`, gives one.
     """
     scale = resolution / min(image.size)
     size = (max(resolution, round(image.width * scale)), max(resolution, round(image.height * scale)))
-    resized = image.resize(size, Image.Resampling.BILINEAR)
+    resized = image.resize(size, filter)
     room = (size[0] - resolution, size[1] - resolution)
     wanted = [0.5] if center or room == (0, 0) else positions
     boxes = [(round(room[0] * p), round(room[1] * p)) for p in wanted]
@@ -98,4 +112,7 @@ def crops(image: Image.Image, *, resolution: int, center: bool, positions: list[
 
 def _caption(path: Path) -> str:
     text = path.with_suffix(".txt")
-    return text.read_text(encoding="utf-8").strip() if text.exists() else ""
+    try:
+        return text.read_text(encoding="utf-8").strip() if text.exists() else ""
+    except UnicodeDecodeError:
+        raise ValueError(f"its caption {text.name} is not UTF-8 text") from None

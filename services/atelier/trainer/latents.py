@@ -12,7 +12,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from atelier.graphs.model import Model, encode_prompt
-from atelier.trainer.dataset import Picture, crops
+from atelier.trainer.dataset import Filter, Picture, crops
 
 CROPS = 4
 """Crops that are kept of a picture that is not square, unless it is cropped in the middle."""
@@ -50,6 +50,7 @@ def cache(
     prompt: str,
     resolution: int,
     center_crop: bool,
+    filter: Filter,
     seed: int,
     step: Callable[[int], None],
 ) -> Cached:
@@ -61,7 +62,7 @@ def cache(
     rows: list[tuple[int, ...]] = []
     for index, picture in enumerate(pictures):
         positions = [chooser.random() for _ in range(CROPS)]
-        squares = crops(picture.image, resolution=resolution, center=center_crop, positions=positions)
+        squares = crops(picture.image, resolution=resolution, center=center_crop, positions=positions, filter=filter)
         posterior = vae.encode(torch.stack([to_tensor(square) for square in squares]).to(vae.device)).latent_dist
         rows.append(tuple(range(len(means), len(means) + len(squares))))
         means += list(posterior.mean.float().cpu())

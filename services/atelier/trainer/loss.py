@@ -15,20 +15,24 @@ def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, *, alphas_cumpr
 
 def target(latents: Tensor, noise: Tensor, timesteps: Tensor, *, alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
     """What the UNet shall predict: the noise, or v = sqrt(a_t) e - sqrt(1 - a_t) x_0 (arXiv:2202.00512, app. D)."""
+    check_prediction_type(prediction_type)
     if prediction_type == "epsilon":
         return noise
-    if prediction_type == "v_prediction":
-        alpha = alphas_cumprod[timesteps].to(latents.dtype).view(-1, 1, 1, 1)
-        return alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
-    raise ValueError(f"prediction type {prediction_type!r} cannot be trained; known: epsilon, v_prediction")
+    alpha = alphas_cumprod[timesteps].to(latents.dtype).view(-1, 1, 1, 1)
+    return alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+
+
+def check_prediction_type(prediction_type: str) -> None:
+    """Raises ValueError for what `target` does not know."""
+    if prediction_type not in ("epsilon", "v_prediction"):
+        raise ValueError(f"prediction type {prediction_type!r} cannot be trained; known: epsilon, v_prediction")
 
 
 def min_snr_weights(timesteps: Tensor, *, alphas_cumprod: Tensor, gamma: float, prediction_type: str) -> Tensor:
     """min(SNR, gamma)/SNR, for v-prediction min(SNR, gamma)/(SNR + 1) (arXiv:2303.09556). timesteps [B] -> [B]."""
     alpha = alphas_cumprod[timesteps].float()
     snr = alpha / (1 - alpha)
-    weights = snr.clamp(max=gamma) / snr
-    return weights * snr / (snr + 1) if prediction_type == "v_prediction" else weights
+    return snr.clamp(max=gamma) / (snr + 1 if prediction_type == "v_prediction" else snr)
 
 
 def mse(prediction: Tensor, wanted: Tensor, weights: Tensor | None = None) -> Tensor:

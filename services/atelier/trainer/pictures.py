@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,10 @@ def draw(
             ).images  # fmt: skip
 
 
-def class_pictures_key(*, base: str, prompt: str, seed: int, steps: int, guidance_scale: float, side: int) -> str:
-    """The name under which class pictures are found again: what they depend on, but for their number."""
-    facts = json.dumps([base, prompt, seed, steps, guidance_scale, side])
-    return f"class-pictures/{base[:16]}/{zlib.crc32(facts.encode()):08x}"
+def class_pictures_key(base: str, **facts: Any) -> str:
+    """The name under which class pictures are found again: what they depend on."""
+    content = json.dumps([base, facts], sort_keys=True, default=str)
+    return f"class-pictures/{base[:16]}/{hashlib.sha256(content.encode()).hexdigest()[:32]}"
 
 
 def make_class_pictures(
@@ -63,6 +63,7 @@ def make_class_pictures(
     folder: Path,
     *,
     prompt: str,
+    first: int,
     count: int,
     batch_size: int,
     seed: int,
@@ -72,13 +73,17 @@ def make_class_pictures(
     dtype: torch.dtype,
     done: Callable[[int], None],
 ) -> None:
-    """Writes `count` class pictures into `folder`, and tells how many there are."""
+    """Writes the class pictures `first` to `first + count - 1` of a seed into `folder`, and tells how many there are.
+
+    Numbered on from what is there already, so that a folder that an earlier run of the seed has filled gets new ones, not the same again.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     images = draw(
-        model, prompt, count=count, batch_size=batch_size, seed=seed, steps=steps, guidance_scale=guidance_scale, side=side, dtype=dtype
-    )
+        model, prompt, count=count, batch_size=batch_size, seed=seed + first, steps=steps, guidance_scale=guidance_scale, side=side,
+        dtype=dtype,
+    )  # fmt: skip
     for index, image in enumerate(images):
-        image.save(folder / f"class-{seed}-{index:05d}.png")
+        image.save(folder / f"class-{seed}-{first + index:05d}.png")
         done(index + 1)
 
 

@@ -19,7 +19,7 @@ def count_pictures(manifest: Manifest) -> int:
 
 def plan(spec: TrainSpec, *, num_instance: int, num_class: int, unet: Mapping[str, Sequence[int]], warnings: Sequence[str]) -> list[str]:
     """The plan; `unet` holds the shape of each of the UNet's tensors by name, empty where they are not known."""
-    total = spec.steps(num_instance, max(num_class, spec.num_class_images))
+    total = spec.steps(num_instance, spec.num_class_images)
     lines = [
         f"{spec.method}: {total} steps of {spec.train_batch_size * spec.gradient_accumulation_steps * spec.num_processes} pictures"
         f" at {spec.resolution} px, learning rate {spec.learning_rate:g} ({spec.lr_scheduler}), seed {spec.seed}",

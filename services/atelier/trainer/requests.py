@@ -19,8 +19,9 @@ def to_spec(request: trainer_pb2.TrainRequest, *, drawn_seed: int = 0) -> tuple[
         raise invalid([Violation("method", f"must be set: {', '.join(Method)}")])
     method = Method(trainer_pb2.Method.Name(request.method).removeprefix("METHOD_"))
     given: dict[str, Any] = {f.name: value for f, value in request.ListFields() if f.name not in _NOT_SPEC}
-    values, warnings = complete(method, given, drawn_seed=drawn_seed)
+    values, warnings = complete(method, {**given, "class_data_dir": request.class_data_dir}, drawn_seed=drawn_seed)
     values |= {"instance_prompt": request.instance_prompt, "class_prompt": request.class_prompt}
+    del values["class_data_dir"]
     values["compile"] = _compile(request.compile)
     found = violations(method, values)
     found += [Violation(n, "must be set") for n in ("pretrained_model_name_or_path", "instance_data_dir") if not getattr(request, n)]

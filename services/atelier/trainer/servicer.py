@@ -26,6 +26,7 @@ _FIELDS = {
     "instance_data_dir": (Kind.DATASET,),
     "class_data_dir": (Kind.DATASET,),
 }
+_UNET_OF_SINGLE_FILE = "model.diffusion_model."
 _RESUME = re.compile(r"(jobs/[a-z0-9-]+)(/checkpoint-(\d+))?")
 
 
@@ -59,18 +60,18 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServicer):
             spec, warnings = to_spec(request, drawn_seed=secrets.randbits(32))
         except AtelierError as error:
             violations += error.violations
+        reads = self._check_resume(request.resume_from_checkpoint, violations)
         if violations:
             raise invalid(violations)
         full = completed(request, spec)
         full.pool = f"pools/{pool}"
         for field, record in records.items():
             setattr(full, field, record.name)
-        reads = self._check_resume(request.resume_from_checkpoint)
         given = records.get("class_data_dir")
         lines = plan(
             spec,
             num_instance=count_pictures(records["instance_data_dir"].manifest),
-            num_class=count_pictures(given.manifest) if given and spec.with_prior_preservation else 0,
+            num_class=min(count_pictures(given.manifest), spec.num_class_images) if given else 0,
             unet=self._unet(records["pretrained_model_name_or_path"]),
             warnings=warnings,
         )
@@ -93,16 +94,21 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServicer):
             records[field] = record
         return records
 
-    def _check_resume(self, name: str) -> list[str]:
+    def _check_resume(self, name: str, violations: list[Violation]) -> list[str]:
         if not name:
             return []
         match = _RESUME.fullmatch(name)
         if not match:
-            raise invalid_field("resume_from_checkpoint", f"{name!r} is neither `jobs/ID` nor `jobs/ID/checkpoint-STEP`")
-        steps = [c.step for c in self._ledger.checkpoints(match[1])]
+            violations.append(Violation("resume_from_checkpoint", f"{name!r} is neither `jobs/ID` nor `jobs/ID/checkpoint-STEP`"))
+            return []
+        try:
+            steps = [c.step for c in self._ledger.checkpoints(match[1])]
+        except AtelierError as error:
+            violations.append(Violation("resume_from_checkpoint", error.message))
+            return []
         if not steps or (match[3] and int(match[3]) not in steps):
             there = ", ".join(map(str, steps)) or "none"
-            raise invalid_field("resume_from_checkpoint", f"{match[1]} has no such checkpoint; there are: {there}")
+            violations.append(Violation("resume_from_checkpoint", f"{match[1]} has no such checkpoint; there are: {there}"))
         return [match[1]]
 
     def _promotion(self, request: trainer_pb2.PromoteRequest) -> Work:
@@ -116,18 +122,22 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServicer):
         spec.resume_from_checkpoint = f"{name}/checkpoint-{request.step}"
         spec.max_train_steps = request.step
         spec.ClearField("tags")
-        reads = self._check_resume(spec.resume_from_checkpoint)
+        violations: list[Violation] = []
+        reads = self._check_resume(spec.resume_from_checkpoint, violations)
+        if violations:
+            raise invalid([Violation("step", violation.description) for violation in violations])
         return Work(
             spec=spec, inputs=job.inputs, reads=reads, plan=[f"step {request.step} of {name} becomes its result"], tags=request.tags
         )
 
     def _unet(self, record: Record) -> dict[str, list[int]]:
+        single = record.manifest.kind is Kind.SINGLE_FILE
         found: dict[str, list[int]] = {}
         for file in record.manifest.files:
             path = self._catalog.store.local_path(file.sha256)
-            if file.path.startswith("unet/") and file.path.endswith(".safetensors") and path:
+            if (single or file.path.startswith("unet/")) and file.path.endswith(".safetensors") and path:
                 found |= {name: entry["shape"] for name, entry in safetensors_header(path).items() if name != "__metadata__"}
-        return found
+        return {name: shape for name, shape in found.items() if not single or name.startswith(_UNET_OF_SINGLE_FILE)}
 
 
 def _unpack(packed: bytes, message: trainer_pb2.TrainRequest) -> bool:

@@ -83,6 +83,9 @@ DEFAULTS: Mapping[Method, Mapping[str, Any]] = {
 }
 """What a field that was left out means, by method. Fields that are not here do not belong to the method."""
 
+INTERPOLATION: Mapping[Method, str] = {Method.DREAMBOOTH: "bilinear", Method.DREAMBOOTH_LORA: "lanczos"}
+"""How pictures are resized: what each script does where it is not told otherwise."""
+
 SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 LORA_LAYERS = ("attention", "all")
 PRECISIONS = ("no", "fp16", "bf16")
@@ -159,7 +162,7 @@ def complete(method: Method, given: Mapping[str, Any], *, drawn_seed: int) -> tu
     values = {**DEFAULTS[method], **given}
     values["seed"] = drawn_seed if values["seed"] is None else values["seed"]
     warnings = []
-    ignored = [name for name in ("class_prompt", "num_class_images", "prior_loss_weight") if given.get(name)]
+    ignored = [name for name in ("class_data_dir", "class_prompt", "num_class_images", "prior_loss_weight") if given.get(name)]
     if ignored and not values["with_prior_preservation"]:
         warnings.append(f"{', '.join(ignored)}: ignored without with_prior_preservation")
     return values, warnings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from atelier.jobs.context import JobContext, Preempted
+from atelier.errors import failed_precondition
+from atelier.jobs.context import Cancelled, JobContext, Preempted
 from atelier.trainer import checkpoint, loss
 from atelier.trainer.sampling import Batch, Sampler
 from atelier.trainer.spec import TrainSpec
@@ -43,6 +45,10 @@ class Run:
     step: int = 0
     validate: Callable[[int], None] = lambda step: None
     write_scalars: Callable[[int, float, float], None] = lambda step, loss, rate: None
+    keep: Callable[[Path], None] = lambda folder: None
+    """Adds to a checkpoint's files what else the run has made so far."""
+    warmed_up: Callable[[], None] = lambda: None
+    """Told after the first step of this process."""
 
     def __post_init__(self) -> None:
         spec = self.spec
@@ -57,6 +63,7 @@ class Run:
         if spec.ema_decay is not None:
             self.ema = {name: parameter.detach().clone() for name, parameter in self.trainable.items()}
         self.scheduler = _scheduler(self.optimizer, spec, total_steps=self.total_steps)
+        self.scaler: Any = self.accelerator.scaler  # of the loss; there is one in fp16 alone
 
     def _scale(self) -> float:
         spec = self.spec
@@ -75,9 +82,11 @@ def train(run: Run, context: JobContext) -> None:
             raise
         value = _update(run)
         run.step += 1
-        rate = run.scheduler.get_last_lr()[0]
         if not math.isfinite(value):
-            raise ValueError(f"the loss is {value} at step {run.step}: lower learning_rate, or train in fp32")
+            raise failed_precondition("LOSS_NOT_FINITE", f"the loss is {value} at step {run.step}: lower learning_rate, or train in fp32")
+        if run.step == first + 1:
+            run.warmed_up()
+        rate = run.scheduler.get_last_lr()[0]
         run.losses.append((run.step, value, rate))
         run.write_scalars(run.step, value, rate)
         speed = (run.step - first) / (time.monotonic() - begin)
@@ -85,9 +94,9 @@ def train(run: Run, context: JobContext) -> None:
             "training", run.step, run.total_steps, loss=value, learning_rate=rate,
             eta_seconds=(run.total_steps - run.step) / speed, steps_per_second=speed,
         )  # fmt: skip
+        run.validate(run.step)  # before the checkpoint, which keeps the pictures
         if run.step % run.spec.checkpointing_steps == 0 or run.step == run.total_steps:
             save_checkpoint(run, context)
-        run.validate(run.step)
     run.unet.eval()
 
 
@@ -97,19 +106,27 @@ def save_checkpoint(run: Run, context: JobContext) -> None:
     if not run.accelerator.is_main_process or run.step in there:
         return
     folder = Path(context.workdir) / f"checkpoint-{run.step}"
-    progress = checkpoint.Progress(step=run.step, losses=run.losses, facts=run.facts)
+    scaler = run.scaler.state_dict() if run.scaler is not None else {}
+    progress = checkpoint.Progress(step=run.step, losses=run.losses, facts=run.facts, scaler=scaler)
     checkpoint.write(folder, trainable=run.trainable, optimizer=run.optimizer, ema=run.ema, progress=progress)
+    run.keep(folder)
     limit = run.spec.checkpoints_total_limit or 0
-    context.write_checkpoint(run.step, folder, keep_full=min(KEEP_FULL, limit or KEEP_FULL), keep_weights=limit)
+    full = 1 if run.step >= run.total_steps else min(KEEP_FULL, limit or KEEP_FULL)
+    context.write_checkpoint(run.step, folder, keep_full=full, keep_weights=limit)
     shutil.rmtree(folder)
 
 
 def resume(run: Run, folder: Path) -> list[str]:
     """Puts a checkpoint's state in place; gives what is different now, so that the run does not go on bit for bit."""
-    progress = checkpoint.read(folder, trainable=run.trainable, optimizer=run.optimizer, ema=run.ema)
+    checkpoint.read(folder, trainable=run.trainable, optimizer=run.optimizer, ema=run.ema)
+    progress = checkpoint.read_progress(folder)
     run.step, run.losses = progress.step, list(progress.losses)
-    for _ in range(run.step):
-        run.scheduler.step()
+    if run.scaler is not None and progress.scaler:
+        run.scaler.load_state_dict(progress.scaler)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the scheduler wants an optimizer's step between its own
+        for _ in range(run.step):
+            run.scheduler.step()
     now = run.facts
     return [f"{name} {now.get(name)} instead of {value}" for name, value in sorted(progress.facts.items()) if now.get(name) != value]
 
@@ -126,14 +143,24 @@ def _update(run: Run) -> float:
         run.accelerator.backward(error / spec.gradient_accumulation_steps)
         value += error.item() / spec.gradient_accumulation_steps
     _average_gradients(run)
-    torch.nn.utils.clip_grad_norm_(list(run.trainable.values()), spec.max_grad_norm)
-    run.optimizer.step()
-    run.scheduler.step()
-    run.optimizer.zero_grad(set_to_none=True)
+    _step(run)
     if run.ema is not None and spec.ema_decay is not None:
         with torch.no_grad():
             torch._foreach_lerp_(list(run.ema.values()), list(run.trainable.values()), 1 - spec.ema_decay)
     return value
+
+
+def _step(run: Run) -> None:
+    if run.scaler is not None:
+        run.scaler.unscale_(run.optimizer)
+    torch.nn.utils.clip_grad_norm_(list(run.trainable.values()), run.spec.max_grad_norm)
+    if run.scaler is None:
+        run.optimizer.step()
+    else:
+        run.scaler.step(run.optimizer)  # not where gradients were beyond fp16's range
+        run.scaler.update()
+    run.scheduler.step()
+    run.optimizer.zero_grad(set_to_none=True)
 
 
 def _loss(run: Run, batch: Batch) -> Tensor:
@@ -168,9 +195,10 @@ def _agree_to_go_on(run: Run, context: JobContext) -> None:
     except Exception as error:
         stop = error
     if run.accelerator.num_processes > 1:
-        flag = torch.tensor([1.0 if stop else 0.0], device=run.accelerator.device)
-        if float(run.accelerator.reduce(flag, reduction="sum")) > 0 and stop is None:
-            raise Preempted
+        word = 0.0 if stop is None else 1.0 if isinstance(stop, Preempted) else 2.0
+        told = float(run.accelerator.reduce(torch.tensor([word], device=run.accelerator.device), reduction="sum"))
+        if told and stop is None:
+            raise Preempted if told == 1.0 else Cancelled
     if stop is not None:
         raise stop
 

@@ -38,6 +38,12 @@ def test_an_unknown_prediction_type_is_refused() -> None:
         loss.target(one, one, torch.tensor([0]), alphas_cumprod=ALPHAS, prediction_type="sample")
 
 
+def test_min_snr_of_a_velocity_is_finite_without_signal() -> None:
+    alphas = torch.tensor([0.9, 0.5, 0.0])
+    found = loss.min_snr_weights(torch.tensor([0, 1, 2]), alphas_cumprod=alphas, gamma=5.0, prediction_type="v_prediction")
+    assert found.tolist() == pytest.approx([5 / 10, 1 / 2, 0], abs=1e-6)
+
+
 def test_prior_preservation_is_subject_plus_weighted_prior() -> None:
     prediction, wanted = torch.randn(4, 4, 8, 8), torch.randn(4, 4, 8, 8)
     found = loss.prior_preservation_loss(prediction, wanted, weight=0.3)

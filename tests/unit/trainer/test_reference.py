@@ -22,7 +22,7 @@ from atelier.trainer.sampling import Sampler
 from atelier.trainer.worker import METHODS, execute
 from atelier.v1 import trainer_pb2
 
-STEPS, BATCH, SIDE, PROMPTS = 12, 2, 64, ("a sks emoji", "an emoji")
+STEPS, BATCH, SIDE, PROMPTS = 50, 2, 64, ("a sks emoji", "an emoji")
 BOUND = 1e-4
 
 

@@ -1,4 +1,4 @@
-"""Whole runs on a tiny random model, through the worker's own entry and a context over a folder."""
+"""Whole runs on a tiny random model."""
 
 from __future__ import annotations
 
@@ -6,57 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
+from tiny_runs import FULL, LORA, PRIOR, prepare, result
 
 from atelier.artifacts.manifest import Kind
 from atelier.errors import AtelierError
-from atelier.graphs.random_model import write_random_model
+from atelier.graphs.model import load_model
 from atelier.jobs.context import FolderContext, Preempted
+from atelier.trainer import dreambooth_lora
+from atelier.trainer.requests import to_spec
 from atelier.trainer.worker import execute
 from atelier.v1 import trainer_pb2
-
-LORA, FULL = trainer_pb2.METHOD_DREAMBOOTH_LORA, trainer_pb2.METHOD_DREAMBOOTH
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base") / "model"
-    write_random_model(folder)
-    return folder
-
-
-def prepare(root: Path, base: Path, **fields: object) -> tuple[FolderContext, trainer_pb2.TrainRequest]:
-    context = FolderContext(root)
-    pictures = root / "pictures"
-    pictures.mkdir(exist_ok=True)
-    for index in range(3):
-        image = Image.new("RGB", (64 + 32 * index, 64), (80 * index, 40, 200))
-        image.paste("white", (10, 10, 30 + index, 30))
-        image.save(pictures / f"{index}.png")
-    request = trainer_pb2.TrainRequest(
-        method=LORA,
-        pretrained_model_name_or_path=context.add(Kind.MODEL, base),
-        instance_data_dir=context.add(Kind.DATASET, pictures),
-        instance_prompt="a sks emoji",
-        resolution=64,
-        train_batch_size=2,
-        max_train_steps=6,
-        checkpointing_steps=2,
-        learning_rate=1e-3,
-        lr_warmup_steps=0,
-        seed=1,
-    )
-    for name, value in fields.items():
-        setattr(request, name, value)
-    return context, request
-
-
-def result(context: FolderContext, role: str, file: str) -> dict[str, torch.Tensor]:
-    return load_file(context.artifact(context.outputs[role]).folder / file)
-
-
-PRIOR = {"with_prior_preservation": True, "class_prompt": "an emoji", "num_class_images": 3, "class_inference_steps": 2}
 
 
 @pytest.mark.parametrize(
@@ -118,16 +78,18 @@ def test_a_run_that_goes_on_with_other_threads_says_so(tmp_path: Path, base: Pat
     assert warnings == [f"goes on with threads {threads + 1} instead of {threads}: not bit for bit as without the interruption"]
 
 
-def test_an_earlier_checkpoint_is_promoted(tmp_path: Path, base: Path) -> None:
-    context, request = prepare(tmp_path, base, checkpoints_total_limit=10)
+def test_a_checkpoint_of_another_rank_is_refused(tmp_path: Path, base: Path) -> None:
+    context, request = prepare(tmp_path, base, rank=2)
     execute(request, context)
-    promoted = FolderContext(tmp_path, job="jobs/promoted")
-    request.resume_from_checkpoint, request.max_train_steps = "jobs/local/checkpoint-2", 2
-    execute(request, promoted)
-    short, request = prepare(tmp_path / "short", base, max_train_steps=2)
-    execute(request, short)
-    one, other = (result(c, "lora", "pytorch_lora_weights.safetensors") for c in (promoted, short))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    request.resume_from_checkpoint, request.rank, request.max_train_steps = "jobs/local", 4, 8
+    with pytest.raises(AtelierError, match=r"resume_from_checkpoint: .*another rank"):
+        execute(request, FolderContext(tmp_path, job="jobs/other"))
+
+
+def test_a_loss_that_is_no_number_is_one_clear_error(tmp_path: Path, base: Path) -> None:
+    context, request = prepare(tmp_path, base, learning_rate=1e30, max_grad_norm=1e30)
+    with pytest.raises(AtelierError, match="lower learning_rate"):
+        execute(request, context)
 
 
 def test_class_pictures_are_made_once_and_only_those_that_are_missing(tmp_path: Path, base: Path) -> None:
@@ -143,7 +105,20 @@ def test_class_pictures_are_made_once_and_only_those_that_are_missing(tmp_path: 
     given = FolderContext(tmp_path, job="jobs/given")
     request.class_data_dir, request.num_class_images = made, 5
     execute(request, given)
-    assert len(given.artifact(given.outputs["class_pictures"]).manifest.files) == 2
+    new = given.artifact(given.outputs["class_pictures"]).manifest.files
+    assert [file.path for file in new] == ["class-1-00003.png", "class-1-00004.png"]
+    there = {file.sha256 for file in given.artifact(made).manifest.files}
+    assert not there & {file.sha256 for file in new}  # the seed's next pictures, not its first once more
+
+
+def test_of_more_class_pictures_than_were_asked_for_the_first_ones_are_used(tmp_path: Path, base: Path) -> None:
+    context, request = prepare(tmp_path, base, **PRIOR, max_train_steps=1)
+    execute(request, context)
+    request.class_data_dir, request.num_class_images = context.outputs["class_pictures"], 2
+    fewer = FolderContext(tmp_path, job="jobs/fewer")
+    execute(request, fewer)
+    phases = [event for event in fewer.events if event.get("phase") == "latents of class pictures"]
+    assert len(phases) == 2 and "class_pictures" not in fewer.outputs
 
 
 def test_a_bad_picture_fails_the_job_naming_it(tmp_path: Path, base: Path) -> None:
@@ -156,10 +131,6 @@ def test_a_bad_picture_fails_the_job_naming_it(tmp_path: Path, base: Path) -> No
 
 def test_the_lora_loads_in_diffusers_and_changes_the_unet_as_trained(tmp_path: Path, base: Path) -> None:
     from diffusers import StableDiffusionPipeline
-
-    from atelier.graphs.model import load_model
-    from atelier.trainer import dreambooth_lora
-    from atelier.trainer.requests import to_spec
 
     context, request = prepare(tmp_path, base, rank=2, lora_layers="all", lora_alpha=4.0)
     execute(request, context)
