@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import shutil
 from collections.abc import Mapping
@@ -65,6 +66,7 @@ def compile_engine(source: Source, target: Target, folder: Path, context: JobCon
             raise
         context.log(f"{error.message}; building in fp32", level="warning")
     # Not within `except`: the error holds the engine that failed, gigabytes at SD 1.5's size.
+    gc.collect()
     shutil.rmtree(folder / source.graph.role)
     return _compile(source, target, Precision.FP32, folder, context)
 
@@ -109,6 +111,8 @@ def _build(source: Source, manifest: EngineManifest, folder: Path, *, device: st
         backend.build(program, place)
     except ValueError as error:
         raise errors.failed_precondition("BUILD_FAILED", f"{manifest.backend} cannot build this UNet: {error}") from error
+    # What torch.export made holds itself in cycles, and with it the random weights: as many bytes as the UNet.
+    gc.collect()
 
 
 def verify(runner: Runner, eager: Runner, inputs: Inputs, manifest: EngineManifest) -> parity.Parity:

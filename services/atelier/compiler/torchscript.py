@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def write_torchscript(source: Source, target: Target, folder: Path, context: Job
     precision = target.precision or Precision.FP32
     inputs = Inputs.of_model(source.facts, target.profile, device=device)
     files = _write(source, target, precision, inputs, folder, context)
+    gc.collect()
     eager = EagerRunner(load_unet(source.folder, device=device))
     figures = {}
     for name, batches in files.items():
