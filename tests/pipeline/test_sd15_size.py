@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -35,11 +35,10 @@ class Watch(threading.Thread):
     def run(self) -> None:
         while not self._over.wait(1.0):
             found = 0
-            for process in (self._root, *self._root.children(recursive=True)):
-                try:
-                    found += process.memory_full_info().pss
-                except psutil.Error:
-                    continue
+            with suppress(psutil.Error):  # the root has ended, as all the others do in their time
+                for process in (self._root, *self._root.children(recursive=True)):
+                    with suppress(psutil.Error):
+                        found += process.memory_full_info().pss
             self.peak_bytes = max(self.peak_bytes, found)
 
     @contextmanager
