@@ -6,15 +6,15 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor
 
+from atelier.server.request import Picture, Request, Weights
 from atelier.server.rows import Costs, batch_of, fill, predict
 from atelier.server.samplers import PictureSampler
+
+__all__ = ["Full", "Request", "StepLoop", "Weights"]
 
 logger = logging.getLogger("atelier.replica")
 
@@ -22,81 +22,21 @@ FAIR_TICK = 4
 """Every so manieth tick serves who was not served for longest, so that a long request holds nobody up for ever."""
 
 
-class Weights(Protocol):
-    """A model's weights on the device, as the loop uses them. All calls come from the loop's thread."""
-
-    name: str
-    scheduler_config: Any
-    latent_channels: int
-    vae_scale_factor: int
-
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings [n, 77, D]."""
-
-    def runner(self, width: int, height: int) -> tuple[Callable[[Tensor, Tensor, Tensor], Tensor], tuple[int, ...], str]:
-        """What computes a forward now for this picture size, the batches it takes (none: any), and how to call it: `eager`, ..."""
-
-    def decode(self, latents: Tensor) -> list[bytes]:
-        """Latents [n, C, h, w] as PNG pictures."""
-
-    def preview(self, latents: Tensor) -> bytes:
-        """Latents [1, C, h, w] as a small PNG picture."""
-
-
-@dataclass(eq=False, kw_only=True)
-class Request:
-    """A request in the loop. `on_*` are called from the loop's thread and must not block."""
-
-    weights: Weights
-    prompt: str
-    negative_prompt: str
-    width: int
-    height: int
-    num_steps: int
-    guidance_scale: float
-    sampler: str
-    seed: int
-    count: int
-    preview_steps: int
-    on_progress: Callable[[int, int, list[bytes]], None]
-    on_picture: Callable[[int, bytes, str], None]
-    on_end: Callable[[Exception | None], None]
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    pictures: list[Picture] = field(default_factory=list)
-    guided: Tensor | None = None
-    """Embeddings [2, 77, D], empty prompt first; without guidance [1, 77, D]."""
-
-    @property
-    def rows(self) -> int:
-        """Rows of the UNet call that each picture takes."""
-        return 2 if self.guidance_scale > 1 else 1
-
-
-@dataclass(eq=False, kw_only=True)
-class Picture:
-    """A picture of a request."""
-
-    request: Request
-    index: int
-    sampler: PictureSampler
-    served: int = 0
-    """Number of its last tick."""
-
-    @property
-    def group(self) -> tuple[str, int, int]:
-        """What it must share with those that go with it."""
-        return self.request.weights.name, self.request.width, self.request.height
-
-
 class Full(Exception):
     """The inbox is full."""
 
 
 class StepLoop:
-    """Start it once; `submit` from any thread. `max_waiting` bounds the inbox, `max_live` the pictures in work."""
+    """Start it once; `submit` from any thread. `max_waiting` bounds the inbox, `max_live` the pictures in work.
 
-    def __init__(self, *, device: str = "cpu", max_waiting: int = 64, max_live: int = 64) -> None:
+    `on_lost` is called from the loop's thread when the device has failed for good; the process has to end then.
+    """
+
+    def __init__(
+        self, *, device: str = "cpu", max_waiting: int = 64, max_live: int = 64, on_lost: Callable[[], None] = lambda: None
+    ) -> None:
         self._device = device
+        self._on_lost = on_lost
         self._inbox: queue.Queue[Request | None] = queue.Queue(max_waiting)
         self._max_live = max_live
         self._live: list[Picture] = []
@@ -104,7 +44,6 @@ class StepLoop:
         self._ticks = 0
         self._tick_began: float | None = None
         self._worked = time.monotonic()
-        self.failed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="step-loop", daemon=True)
 
     def start(self) -> None:
@@ -127,8 +66,13 @@ class StepLoop:
         """How long there has been nothing to do."""
         return 0.0 if self._live else time.monotonic() - self._worked
 
+    @property
+    def running(self) -> bool:
+        """Whether the thread is there."""
+        return self._thread.is_alive()
+
     def overdue_seconds(self) -> float:
-        """How long the running tick has lasted; 0 when none is running."""
+        """How long the running tick, or the start of a request, has lasted; 0 when there is nothing to do."""
         began = self._tick_began
         return time.monotonic() - began if began is not None else 0.0
 
@@ -156,10 +100,12 @@ class StepLoop:
             if request.cancelled.is_set():
                 request.on_end(None)
                 continue
+            self._tick_began = time.monotonic()
             try:
                 self._begin(request)
             except Exception as error:
                 self._fail([request], error)
+            self._tick_began = None
         return True
 
     def _begin(self, request: Request) -> None:
@@ -204,15 +150,19 @@ class StepLoop:
             self._tell(chosen)
             self._finish([picture for picture in chosen if picture.sampler.done], engine)
         except Exception as error:
-            self._fail(list({picture.request: None for picture in group}), error)
+            # Those that ended within this tick have all that they asked for.
+            self._fail(_requests(picture for picture in group if picture in self._live), error)
 
     def _tell(self, chosen: Sequence[Picture]) -> None:
-        for request in {picture.request: None for picture in chosen}:
-            step = min(picture.sampler.step for picture in request.pictures)
+        for request in _requests(chosen):
+            step, total = min(picture.sampler.step for picture in request.pictures), request.pictures[0].sampler.num_steps
+            if step == request.told:  # another picture of it is further behind
+                continue
+            request.told = step
             previews = []
-            if request.preview_steps and step % request.preview_steps == 0 and step < request.pictures[0].sampler.num_steps:
+            if request.preview_steps and step % request.preview_steps == 0 and step < total:
                 previews = [request.weights.preview(picture.sampler.latents) for picture in request.pictures]
-            request.on_progress(step, request.pictures[0].sampler.num_steps, previews)
+            request.on_progress(step, total, previews)
 
     def _finish(self, done: Sequence[Picture], engine: str) -> None:
         for picture in done:
@@ -224,10 +174,21 @@ class StepLoop:
                 request.on_end(None)
 
     def _fail(self, requests: Sequence[Request], error: Exception) -> None:
-        logger.exception("a tick failed", exc_info=error)
+        logger.error("a tick failed", exc_info=error)
+        if self._is_lost():
+            self._on_lost()
         gone = set(requests)
         self._live = [picture for picture in self._live if picture.request not in gone]
         for request in requests:
             request.on_end(error)
-        if isinstance(error, torch.AcceleratorError):
-            self.failed.set()  # such a device error stays: the process must end
+
+    def _is_lost(self) -> bool:
+        """Whether the device is of no more use: some errors concern one call, after others every call fails."""
+        try:
+            return bool(torch.ones(1, device=self._device).add(1).item() != 2)
+        except Exception:
+            return True
+
+
+def _requests(pictures: Iterable[Picture]) -> list[Request]:
+    return list({picture.request: None for picture in pictures})

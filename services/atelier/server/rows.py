@@ -11,9 +11,8 @@ from torch import Tensor
 MAX_EAGER_ROWS = 8
 """Rows of a UNet call where no engine says otherwise."""
 WORTH_PADDING = 0.75
-"""A batch that is filled so far costs less than two smaller ones: on two cores 8 rows took 70 ms, 4 and 2 took 43 and 30."""
-
-
+"""A batch that is filled so far costs less than two smaller ones: on two cores 8 rows took 70 ms, 4 and 2 took 43 and 30.
+It counts until both batches have been measured."""
 WORTH_COMPANY = 1.2
 """Rows in company have to be so many times cheaper: below, the oldest picture is held up for too little. With 1.2 the open loop of the
 benchmarks had a lower mean and 99th percentile than one at a time; with any company at all they were higher."""
@@ -25,7 +24,7 @@ class Rows(Protocol):
 
     guidance_scale: float
     guided: Tensor | None
-    """Embeddings [rows, 77, D], empty prompt first."""
+    """Embeddings [rows, 77, D], negative prompt first."""
 
     @property
     def rows(self) -> int:
@@ -58,6 +57,13 @@ class Costs:
         known = self._seconds.get((kind, batch), seconds)
         self._seconds[kind, batch] = min(seconds, FORGETTING * known)
 
+    def padding_pays(self, kind: Hashable, *, rows: int, above: int, below: int) -> bool:
+        """Whether `rows` rows are cheaper each in a batch of `above`, padded, than in a full one of `below`."""
+        padded, full = (self._seconds.get((kind, batch)) for batch in (above, below))
+        if padded is None or full is None:
+            return rows >= WORTH_PADDING * above
+        return padded / rows <= full / below
+
     def company_pays(self, kind: Hashable, *, alone: tuple[int, int], together: tuple[int, int]) -> bool:
         """Whether rows in company are enough cheaper than the oldest picture's own; both are (rows, batch). Unknown costs do."""
         costs = [self._seconds.get((kind, batch)) for _, batch in (alone, together)]
@@ -66,13 +72,13 @@ class Costs:
         return costs[0] / alone[0] >= WORTH_COMPANY * costs[1] / together[0]
 
 
-def bucket(rows: int, batches: Sequence[int]) -> int:
-    """The batch for so many waiting rows: the next larger one where they nearly fill it, else one that they fill."""
+def bucket(rows: int, batches: Sequence[int], *, kind: Hashable, costs: Costs) -> int:
+    """The batch for so many waiting rows: the smallest that takes them where padding it is cheaper, else the largest that they fill."""
     if not batches:
         return MAX_EAGER_ROWS
     above = next((size for size in batches if size >= rows), batches[-1])
-    below = max((size for size in batches if size <= rows), default=batches[0])
-    return above if rows >= WORTH_PADDING * above else below
+    below = max((size for size in batches if size <= rows), default=above)
+    return above if costs.padding_pays(kind, rows=rows, above=above, below=below) else below
 
 
 def batch_of(rows: int, batches: Sequence[int]) -> int:
@@ -82,7 +88,7 @@ def batch_of(rows: int, batches: Sequence[int]) -> int:
 
 def fill(group: Sequence[P], batches: Sequence[int], *, kind: Hashable, costs: Costs) -> list[P]:
     """The first picture, and those after it that make a good batch with it; it goes alone where company would only hold it up."""
-    most = bucket(sum(picture.request.rows for picture in group), batches)
+    most = bucket(sum(picture.request.rows for picture in group), batches, kind=kind, costs=costs)
     chosen: list[P] = []
     rows = 0
     for picture in group:
@@ -96,7 +102,7 @@ def fill(group: Sequence[P], batches: Sequence[int], *, kind: Hashable, costs: C
 
 
 def predict(run: Callable[[Tensor, Tensor, Tensor], Tensor], chosen: Sequence[Picture], batches: Sequence[int]) -> list[Tensor]:
-    """One UNet call with a row, or two with guidance (empty prompt first), for each picture; guidance done."""
+    """One UNet call with a row, or two with guidance (negative prompt first), for each picture; guidance done."""
     samples, timesteps, embeddings = [], [], []
     for picture in chosen:
         sample, timestep = picture.sampler.model_input()

@@ -182,6 +182,59 @@ def test_a_failing_group_takes_no_other_with_it(loop: StepLoop) -> None:
     assert (whole.error, whole.pictures) == (None, {0: b"png"})
 
 
+def test_a_request_that_has_ended_is_not_failed_by_what_its_neighbour_does(loop: StepLoop) -> None:
+    hold = threading.Event()
+    weights = Fake(hold=hold)
+    ends: list[Exception | None] = []
+    first, second = Call(weights), Call(weights)
+    first.request.on_end = ends.append  # type: ignore[assignment]
+    weights.decode = lambda latents: [b"png"] if not first.pictures else 1 / 0  # type: ignore[assignment, return-value]
+    for call in (first, second):
+        loop.submit(call.request)
+    hold.set()
+    assert second.ended.wait(10)
+    assert isinstance(second.error, ZeroDivisionError)
+    assert (ends, first.pictures) == ([None], {0: b"png"})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="takes a device that does not work")
+def test_a_device_that_stays_broken_is_told() -> None:
+    lost = threading.Event()
+    loop = StepLoop(device="cuda", on_lost=lost.set)
+    loop.start()
+    loop.submit(Call(Fake()).request)
+    assert lost.wait(10)
+    loop.stop()
+
+
+def test_an_error_of_a_call_does_not_end_the_process() -> None:
+    lost = threading.Event()
+    loop = StepLoop(on_lost=lost.set)
+    loop.start()
+    weights = Fake()
+    weights.fail_at = 1
+    call = Call(weights)
+    loop.submit(call.request)
+    assert call.ended.wait(10)
+    loop.stop()
+    assert isinstance(call.error, RuntimeError) and not lost.is_set()
+
+
+def test_a_hanging_text_encoder_is_overdue_too(loop: StepLoop) -> None:
+    hold = threading.Event()
+    weights = Fake()
+    weights.encode = lambda prompts: (hold.wait(10), torch.zeros(len(prompts), 77, 8))[1]  # type: ignore[method-assign]
+    call = Call(weights)
+    assert loop.overdue_seconds() == 0
+    loop.submit(call.request)
+    while not loop.overdue_seconds():
+        time.sleep(0.001)
+    hold.set()
+    assert call.ended.wait(10)
+    while loop.overdue_seconds():
+        time.sleep(0.001)
+
+
 def test_the_oldest_goes_first_and_a_long_one_holds_nobody_up(loop: StepLoop) -> None:
     ended: list[str] = []
     hold = threading.Event()
@@ -222,6 +275,22 @@ def test_previews_and_progress_are_told(loop: StepLoop) -> None:
     assert call.ended.wait(10)
     assert call.steps == [1, 2, 3, 4, 5, 6]
     assert previews == [0, 1, 0, 1, 0, 0]
+
+
+def test_a_step_is_told_once_whatever_number_of_ticks_it_takes(loop: StepLoop) -> None:
+    weights = Fake(batches=(2,))  # each picture alone
+    call = Call(weights, num_steps=2, count=3, preview_steps=1)
+    previews: list[tuple[int, int]] = []
+    call.request.on_progress = lambda step, total, made: previews.append((step, len(made)))  # type: ignore[assignment]
+    loop.submit(call.request)
+    assert call.ended.wait(10)
+    assert previews == [(1, 3), (2, 0)]
+    assert len(weights.calls) == 6
+
+
+def test_a_preview_is_small_whatever_its_shape(variant: Variant) -> None:
+    sizes = [Image.open(io.BytesIO(variant.preview(torch.zeros(1, 4, *shape)))).size for shape in ((8, 8), (64, 8), (8, 32))]
+    assert sizes == [(128, 128), (16, 128), (128, 32)]
 
 
 def test_a_preview_has_the_colours_of_the_picture(variant: Variant) -> None:

@@ -7,11 +7,21 @@ from atelier.server.rows import MAX_EAGER_ROWS, Costs, bucket
 
 @pytest.mark.parametrize(("rows", "wanted"), [(1, 2), (2, 2), (3, 4), (5, 4), (6, 8), (10, 8), (12, 16), (16, 16), (40, 16)])
 def test_a_batch_is_padded_only_where_rows_nearly_fill_it(rows: int, wanted: int) -> None:
-    assert bucket(rows, (2, 4, 8, 16)) == wanted
+    assert bucket(rows, (2, 4, 8, 16), kind="engine", costs=Costs()) == wanted
+
+
+def test_what_was_measured_decides_over_padding() -> None:
+    costs = Costs()
+    costs.record("flat", 4, 0.030)
+    costs.record("flat", 8, 0.031)
+    costs.record("steep", 4, 0.030)
+    costs.record("steep", 8, 0.060)
+    assert bucket(5, (4, 8), kind="flat", costs=costs) == 8
+    assert bucket(7, (4, 8), kind="steep", costs=costs) == 4
 
 
 def test_eager_takes_any_number() -> None:
-    assert bucket(3, ()) == bucket(30, ()) == MAX_EAGER_ROWS
+    assert bucket(3, (), kind="eager", costs=Costs()) == bucket(30, (), kind="eager", costs=Costs()) == MAX_EAGER_ROWS
 
 
 def test_company_pays_where_rows_in_it_are_cheaper() -> None:
