@@ -24,6 +24,8 @@ from atelier.v1 import image_pb2, image_pb2_grpc, replica_pb2, replica_pb2_grpc,
 DEFAULT_STEPS, DEFAULT_GUIDANCE = 20, 5.0
 MAX_SIDE, MAX_PROMPT, MAX_GUIDANCE = 2048, 4000, 50.0
 MULTIPLE = 64
+MAX_PIXELS = 1024 * 1344
+"""Of a picture: as PNG it then fits into a message of 4 MiB, gRPC's default, whatever it shows."""
 MAX_SECONDS = 600.0
 """Deadline of a call that brings none."""
 
@@ -59,7 +61,8 @@ class ImagesServicer(image_pb2_grpc.ImagesServicer):
         self, deployment: Deployment, sample: replica_pb2.SampleRequest, context: Any
     ) -> AsyncGenerator[image_pb2.GenerateResponse]:
         """Passes the call on; once more when a replica or proxy was lost before a picture was sent."""
-        end = time.monotonic() + (context.time_remaining() or MAX_SECONDS)
+        remaining = context.time_remaining()
+        end = time.monotonic() + (MAX_SECONDS if remaining is None else remaining)
         metadata = (
             *bearer(self._internal_token),
             ("application", deployment.pool),
@@ -99,14 +102,18 @@ class ImagesServicer(image_pb2_grpc.ImagesServicer):
         status = self._check_ready(deployment)
         width, height = self._pools.size(deployment.model)
         complete.width, complete.height = request.width or width, request.height or height
+        if large := too_large(complete):
+            raise invalid(large)
         engines = [status.engine_artifact] if status.engine_artifact else []
+        if status.loading:
+            engines = self._pools.engines_there(deployment)
         return deployment, replica_pb2.SampleRequest(request=complete, model=f"artifacts/{deployment.model}", engines=engines)
 
     def _check_ready(self, deployment: Deployment) -> Standing:
         status = self._pools.status(deployment)
         if status.state == server_pb2.DEPLOYMENT_STATE_FAILED:
             raise AtelierError(Status.FAILED_PRECONDITION, "DEPLOYMENT_FAILED", f"{deployment.name} cannot answer: {status.message}")
-        if status.state != server_pb2.DEPLOYMENT_STATE_READY:
+        if status.state != server_pb2.DEPLOYMENT_STATE_READY and not status.loading:
             sentence = f"{deployment.name} is not ready: {status.message}"
             raise unavailable("DEPLOYMENT_NOT_READY", sentence, retry_after_seconds=1.0)
         return status
@@ -130,6 +137,7 @@ def check(request: image_pb2.GenerateRequest, deployment: Deployment) -> list[Vi
         value = getattr(request, name)
         if value and (value % MULTIPLE or not MULTIPLE <= value <= MAX_SIDE):
             found.append(Violation(name, f"must be a multiple of {MULTIPLE} between {MULTIPLE} and {MAX_SIDE}, got {value}"))
+    found += too_large(request)
     for name, most in (("steps", deployment.max_steps), ("count", deployment.max_count)):
         value = getattr(request, name)
         if not 1 <= value <= most:
@@ -144,6 +152,13 @@ def check(request: image_pb2.GenerateRequest, deployment: Deployment) -> list[Vi
     if request.sampler not in SAMPLER_WORDS:
         found.append(Violation("sampler", f"must be one of {', '.join(SAMPLER_WORDS.values())}"))
     return found
+
+
+def too_large(request: image_pb2.GenerateRequest) -> list[Violation]:
+    """What is wrong with the two sides together."""
+    if request.width * request.height <= MAX_PIXELS:
+        return []
+    return [Violation("width", f"times height must be at most {MAX_PIXELS} pixels, got {request.width} x {request.height}")]
 
 
 def _translate(error: grpc.aio.AioRpcError) -> AtelierError | None:

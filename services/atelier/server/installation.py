@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -12,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from google.rpc import status_pb2
 
 from atelier.artifacts.catalog import Catalog
+from atelier.errors import failed_precondition
 from atelier.jobs.job import State
 from atelier.jobs.ledger import JobLedger
 from atelier.ledger import Database
 from atelier.rpc.channel import aio_channel, bearer
 from atelier.rpc.server import Service
-from atelier.rpc.status import from_call
+from atelier.rpc.status import from_call, from_proto
 from atelier.server.changes import Changes
 from atelier.server.deployments import DeploymentLedger
 from atelier.server.gateway import ImagesServicer
@@ -111,6 +114,7 @@ class Serving:
             internal_token=settings.internal_token,
             public_key=str(settings.public_key),
             cache=str(settings.data / "replica-cache"),
+            log=str(settings.data / "logs" / "replica.log"),
             store_url=settings.store_url,
             threads=settings.replica_threads,
         ).write(path)
@@ -130,8 +134,7 @@ class Serving:
                 applications=[application],
                 deployments=self._deployments,
                 pools=self._pools,
-                convert=calls.convert,
-                compile_for=calls.compile_for,
+                calls=calls,
             )
             await stack.enter_async_context(self._reconciler.running())
             yield
@@ -152,20 +155,31 @@ class OwnCalls:
         self._ledger = ledger
 
     async def convert(self, digest: str) -> str:
-        """The MODEL that a SINGLE_FILE becomes; empty while the job runs. Raises AtelierError when it has failed."""
+        """See reconciler.Calls."""
         stub: Any = converter_pb2_grpc.ConverterStub(self._channel)
         request = converter_pb2.ConvertRequest(
             request_id=f"deploy-{digest[:48]}", source=f"artifacts/{digest}", to=converter_pb2.FORMAT_DIFFUSERS
         )
         job = await self._call(stub.Convert, request)
+        await self.check(job.name)
         found = await asyncio.to_thread(self._ledger.get, job.name)
         return found.outputs[0].digest if found.state is State.SUCCEEDED else ""
 
-    async def compile_for(self, model: str, pool: str) -> None:
-        """Asks for an engine; the same call again is the same job."""
+    async def compile_for(self, model: str, pool: str, fingerprint: str) -> str:
+        """See reconciler.Calls; the same call again is the same job, as long as the machine is the same."""
         stub: Any = compiler_pb2_grpc.CompilerStub(self._channel)
-        request = compiler_pb2.CompileRequest(request_id=f"deploy-{model[:48]}", model=f"artifacts/{model}", pool=f"pools/{pool}")
-        await self._call(stub.Compile, request)
+        identity = hashlib.sha256(f"{model} {pool} {fingerprint}".encode()).hexdigest()
+        request = compiler_pb2.CompileRequest(request_id=f"deploy-{identity[:48]}", model=f"artifacts/{model}", pool=f"pools/{pool}")
+        return str((await self._call(stub.Compile, request)).name)
+
+    async def check(self, job: str) -> None:
+        """See reconciler.Calls."""
+        found = await asyncio.to_thread(self._ledger.get, job)
+        if found.state is State.FAILED:
+            error = from_proto(status_pb2.Status.FromString(found.error))
+            raise failed_precondition(error.reason, f"{job} failed: {error.message}", job=job)
+        if found.state is State.CANCELLED:
+            raise failed_precondition("CANCELLED", f"{job} was cancelled", job=job)
 
     async def close(self) -> None:
         """Closes the channel."""

@@ -3,40 +3,38 @@
 from __future__ import annotations
 
 import logging
-import shutil
+import math
+import os
 import threading
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import grpc
 import torch
 
-from atelier.artifacts.manifest import Manifest
-from atelier.artifacts.messages import files_from_messages, kind_from_enum, metadata_from_struct
+from atelier.artifacts.messages import metadata_from_struct
 from atelier.artifacts.signing import Verifier
 from atelier.artifacts.store import Store
-from atelier.client.artifacts import download
 from atelier.engines.detect import detect
 from atelier.engines.engine import Engine
 from atelier.engines.engine import load as load_engine
 from atelier.engines.manifest import EngineManifest
 from atelier.errors import AtelierError, Status
 from atelier.rpc.channel import channel
-from atelier.rpc.status import from_call
 from atelier.server.batching import Full, Request, StepLoop
+from atelier.server.cache import Cache
 from atelier.server.memory import free_memory_bytes
 from atelier.server.messages import SAMPLER_WORDS, fingerprint_to_message
 from atelier.server.passing_thread import in_passing_thread
 from atelier.server.replica import Outbox
 from atelier.server.replica_settings import ReplicaSettings
+from atelier.server.reporting import Reporting
 from atelier.server.weights import Variant, Variants
-from atelier.v1 import artifact_pb2, artifact_pb2_grpc, image_pb2, replica_pb2, replica_pb2_grpc, server_pb2
+from atelier.v1 import artifact_pb2_grpc, image_pb2, replica_pb2, replica_pb2_grpc, server_pb2
 
-ANSWER_SECONDS = 20.0
-"""Within which the server answers a report."""
-RETRY_SECONDS = 2.0
+AGAIN_SECONDS = 30.0
+"""After an error that nobody foresaw, such as a full disk."""
 
 
 class Node:
@@ -47,39 +45,52 @@ class Node:
     def __init__(self, settings: ReplicaSettings, *, replica: str) -> None:
         if settings.threads:
             torch.set_num_threads(settings.threads)
+        if settings.log:
+            _log_into(Path(settings.log))
         self._settings = settings
         self._replica = replica
         self._fingerprint = detect()
         self._device = self._fingerprint.device
         self._channel = channel(settings.internal_target, token=settings.internal_token)
-        self._artifacts = artifact_pb2_grpc.ArtifactsStub(self._channel)
-        self._reports = replica_pb2_grpc.ReplicasStub(self._channel)
-        self._store = Store.open(settings.store_url) if settings.store_url else None
+        self._cache = Cache(
+            Path(settings.cache), artifacts=artifact_pb2_grpc.ArtifactsStub(self._channel), replica=replica,
+            store=Store.open(settings.store_url) if settings.store_url else None,
+        )  # fmt: skip
+        self._cache.tidy()
         self._verifier = Verifier.load(Path(settings.public_key))
         self._engines: dict[str, Engine] = {}
         self._errors: dict[str, str] = {}
+        self._forget_at: dict[str, float] = {}
         self._known: dict[str, replica_pb2.ReplicaModel] = {}
-        self._fetching = threading.Lock()
-        self._woken = threading.Event()
-        self._loop = StepLoop(device=self._device, max_waiting=settings.max_waiting)
+        self._attaching = threading.Lock()
+        self._loop = StepLoop(device=self._device, max_waiting=settings.max_waiting, on_lost=_end_process)
         self._loop.start()
         self._variants = Variants(quiet_seconds=self._loop.quiet_seconds, max_models=settings.max_models, device=self._device)
-        threading.Thread(target=self._report_for_ever, name="report", daemon=True).start()
+        self._reporting = Reporting(replica_pb2_grpc.ReplicasStub(self._channel), report=self._report, prepare=self._prepare)
+        self._reporting.start()
+
+    def stop(self) -> None:
+        """Ends its threads."""
+        self._reporting.stop()
+        self._loop.stop()
+        self._channel.close()
+
+    def held(self, model: str, engines: Sequence[str]) -> Variant | None:
+        """The model, where it is loaded with one of the engines."""
+        held = self._variants.get(model.removeprefix("artifacts/"))
+        return held if held is not None and (not engines or _engine_of(held) in engines) else None
 
     def variant(self, model: str, engines: Sequence[str]) -> Variant:
-        """The model, loaded if it is not, with the first engine that can be used. Raises AtelierError."""
-        digest = model.removeprefix("artifacts/")
-        held = self._variants.get(digest)
-        if held is not None and (not engines or _engine_of(held) in engines):
-            return held
-        return in_passing_thread(partial(self._load, digest, engines))
+        """The model, loaded if it is not, with the first engine that can be used. Takes as long as that. Raises AtelierError."""
+        return self.held(model, engines) or in_passing_thread(partial(self._load, model.removeprefix("artifacts/"), engines))
 
     def _load(self, digest: str, engines: Sequence[str]) -> Variant:
         try:
-            variant = self._variants.load(digest, lambda: self._fetch(digest)[0])
+            variant = self._variants.load(digest, lambda: self._cache.fetch(digest)[0])
         except ValueError as error:
             raise AtelierError(Status.FAILED_PRECONDITION, "MODEL_NOT_USABLE", f"artifacts/{digest} cannot be served: {error}") from error
-        self._attach(variant, engines)
+        with self._attaching:
+            self._attach(variant, engines)
         return variant
 
     def submit(self, request: image_pb2.GenerateRequest, variant: Variant, outbox: Outbox) -> Request:
@@ -111,97 +122,75 @@ class Node:
         return work
 
     def check_health(self, *, stuck_seconds: float) -> None:
-        """Raises RuntimeError when a tick hangs or the device is lost."""
-        if self._loop.failed.is_set():
-            raise RuntimeError("the device has failed")
+        """Raises RuntimeError when a tick hangs, or nothing works on requests any more."""
+        if not self._loop.running:
+            raise RuntimeError("the step loop has ended")
         if self._loop.overdue_seconds() > stuck_seconds:
             raise RuntimeError("a UNet call hangs")
 
     def _attach(self, variant: Variant, engines: Sequence[str]) -> None:
-        for name in engines:
-            digest = name.removeprefix("artifacts/")
+        for digest in (name.removeprefix("artifacts/") for name in engines):
             if variant.compiled is not None and variant.compiled.digest == digest:
                 return
+            if digest in self._errors:
+                continue
             try:
-                self._variants.attach(variant, digest, self._engine(digest), changed=self._change)
+                self._variants.attach(variant, digest, self._engine(digest), changed=self._reporting.change)
                 return
             except (AtelierError, ValueError) as error:
+                if isinstance(error, AtelierError) and error.status is Status.UNAVAILABLE:
+                    raise
                 self._errors[digest] = str(error)
                 self.logger.warning("engine %s is not used: %s", digest, error)
 
     def _engine(self, digest: str) -> Engine:
-        with self._fetching:
-            if digest not in self._engines:
-                folder, record = self._fetch(digest)
-                self._verifier.check(digest, record.signature)
-                manifest = EngineManifest.from_metadata(metadata_from_struct(record.metadata))  # type: ignore[arg-type]
-                self._engines[digest] = load_engine(
-                    folder, manifest=manifest, fingerprint=self._fingerprint, device=self._device, num_threads=self._settings.threads
-                )
-            return self._engines[digest]
+        if digest not in self._engines:
+            folder, record = self._cache.fetch(digest)
+            self._verifier.check(digest, record.signature)
+            manifest = EngineManifest.from_metadata(metadata_from_struct(record.metadata))  # type: ignore[arg-type]
+            self._engines[digest] = load_engine(
+                folder, manifest=manifest, fingerprint=self._fingerprint, device=self._device, num_threads=self._settings.threads
+            )
+        return self._engines[digest]
 
-    def _fetch(self, digest: str) -> tuple[Path, artifact_pb2.Artifact]:
-        try:
-            record = self._artifacts.GetArtifact(artifact_pb2.GetArtifactRequest(name=f"artifacts/{digest}"))
-        except grpc.RpcError as error:
-            raise from_call(error) from error
-        folder = Path(self._settings.cache) / digest
-        if folder.exists():
-            return folder, record
-        part = folder.with_name(f".{digest}.{self._replica}")
-        shutil.rmtree(part, ignore_errors=True)
-        kind = kind_from_enum(record.kind)
-        assert kind is not None
-        if self._store is not None:
-            self._store.materialize(Manifest(kind=kind, files=files_from_messages(record.files)), part)
-        else:
-            download(self._artifacts, record.name, part)
-        part.rename(folder)
-        return folder, record
-
-    def _change(self) -> None:
-        self._woken.set()
-
-    def _report_for_ever(self) -> None:
-        """The server answers a report when it wants something new; what has changed here meanwhile is reported at once."""
-        seen = ""
-        while True:
-            woken = self._woken = threading.Event()
-            call = self._reports.Report.future(self._report(seen), timeout=ANSWER_SECONDS)
-            call.add_done_callback(partial(_wake, woken))
-            woken.wait()
-            if not call.done():
-                call.cancel()
-                continue
-            try:
-                answer = call.result()
-                self._prepare(answer.models)
-                seen = answer.etag
-            except grpc.RpcError as error:
-                self.logger.warning("cannot report: %s", error.code())
-                time.sleep(RETRY_SECONDS)
-            except Exception:
-                self.logger.exception("preparing a model failed")
-                time.sleep(RETRY_SECONDS)
-
-    def _prepare(self, wanted: Sequence[replica_pb2.WantedModel]) -> None:
-        """Loads what has not been loaded before. What has left for others since then comes back with the first call for it."""
-        for model in wanted:
-            digest = model.model.removeprefix("artifacts/")
-            variant = self._variants.get(digest, use=False)
-            known = self._known.get(model.model)
-            current = known.engine_artifact if variant is None and known else _engine_of(variant)
-            if digest in self._errors or (known and (not model.engines or current in model.engines)):
-                continue
-            try:
-                self._known[model.model] = _held(self.variant(model.model, list(model.engines)))
-            except AtelierError as error:
-                if error.status is Status.UNAVAILABLE:
-                    raise
-                self._errors[digest] = error.message
-            self._change()
+    def _prepare(self, wanted: Sequence[replica_pb2.WantedModel]) -> bool:
+        """Loads what has not been loaded before; what has left for others since then comes back with the first call for it. Lets go of what
+        is no longer wanted. False when something may be ready at another try."""
         names = {model.model for model in wanted}
+        engines = {engine for model in wanted for engine in model.engines}
+        now = time.monotonic()
+        self._errors = {
+            digest: error for digest, error in self._errors.items()
+            if f"artifacts/{digest}" in names | engines and now < self._forget_at.get(digest, math.inf)
+        }  # fmt: skip
+        ready = [self._prepare_one(model) for model in wanted]
         self._known = {name: known for name, known in self._known.items() if name in names}
+        self._variants.keep({name.removeprefix("artifacts/") for name in names})
+        with self._attaching:
+            self._engines = {digest: engine for digest, engine in self._engines.items() if f"artifacts/{digest}" in engines}
+        return all(ready)
+
+    def _prepare_one(self, model: replica_pb2.WantedModel) -> bool:
+        digest = model.model.removeprefix("artifacts/")
+        variant = self._variants.get(digest, use=False)
+        known = self._known.get(model.model)
+        current = known.engine_artifact if variant is None and known else _engine_of(variant)
+        untried = [engine for engine in model.engines if engine.removeprefix("artifacts/") not in self._errors]
+        if digest in self._errors or (known and (not untried or current in untried)):
+            return True
+        try:
+            self._known[model.model] = _held(self.variant(model.model, untried))
+        except AtelierError as error:
+            if error.status is Status.UNAVAILABLE:
+                self.logger.warning("%s is not ready: %s", model.model, error)
+                return False
+            self._errors[digest] = error.message
+        except Exception:
+            self.logger.exception("%s could not be loaded", model.model)
+            self._errors[digest] = "the replica could not load it; its log has the reason"
+            self._forget_at[digest] = time.monotonic() + AGAIN_SECONDS
+        self._reporting.change()
+        return True
 
     def _report(self, seen: str) -> replica_pb2.ReportRequest:
         failed = {f"artifacts/{digest}": error for digest, error in self._errors.items()}
@@ -218,8 +207,20 @@ class Node:
         )
 
 
-def _wake(event: threading.Event, _: object) -> None:
-    event.set()
+def _end_process() -> None:
+    """The device has failed for good: Serve starts another replica, and the gateway makes its calls once more there."""
+    logging.getLogger("atelier.replica").critical("the device has failed; the process ends")
+    os._exit(1)
+
+
+def _log_into(path: Path) -> None:
+    """Ray's own log folder ends with Ray."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("atelier")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    logger.propagate = False
 
 
 def _held(variant: Variant) -> replica_pb2.ReplicaModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from atelier.artifacts.catalog import Catalog
@@ -27,6 +27,8 @@ class Status:
     message: str
     engine: server_pb2.DeploymentEngine.ValueType = server_pb2.DEPLOYMENT_ENGINE_UNSPECIFIED
     engine_artifact: str = ""
+    loading: bool = False
+    """Nothing is missing but the weights on a replica: a call may wait for them there."""
 
 
 class Pools:
@@ -41,6 +43,8 @@ class Pools:
         self._lock = threading.Lock()
         self.messages: dict[str, str] = {}
         """What a pool waits for, as its reconciler knows it."""
+        self.problems: dict[str, str] = {}
+        """Why a deployment (`deployments/{id}`) does not get its model or engine, as the reconciler knows it."""
 
     def reports(self, pool: str) -> list[replica_pb2.ReportRequest]:
         """The reports of the replicas that are there."""
@@ -57,6 +61,11 @@ class Pools:
         manifests = {id(m): (r, m) for r in records for m in [EngineManifest.from_metadata(r.manifest.metadata)]}
         fitting = usable([m for _, m in manifests.values()], graph=self.graph(model), fingerprint=fingerprint)
         return [manifests[id(manifest)][0].name for manifest in fitting]
+
+    def engines_there(self, deployment: Deployment) -> list[str]:
+        """The engines that run a deployment's model on the replicas of its pool."""
+        found = [engine for one in self.fingerprints(deployment.pool) for engine in self.engines(deployment.model, one)]
+        return list(dict.fromkeys(found))
 
     def is_model(self, digest: str) -> bool:
         """Whether a deployment's artifact is a MODEL already; a SINGLE_FILE is converted first."""
@@ -86,27 +95,26 @@ class Pools:
 
     def status(self, deployment: Deployment) -> Status:
         """Where a deployment stands, by what the replicas report."""
-        name = f"artifacts/{deployment.model}"
+        name, problem = f"artifacts/{deployment.model}", self.problems.get(deployment.name, "")
         reports = self.reports(deployment.pool)
         if not self.is_model(deployment.model):
-            return Status(state=server_pb2.DEPLOYMENT_STATE_PENDING, message="the single file is being converted")
+            return _failed(problem) if problem else _pending("the single file is being converted")
         if not reports:
-            message = self.messages.get(deployment.pool) or f"no replica of pools/{deployment.pool} is there yet"
-            return Status(state=server_pb2.DEPLOYMENT_STATE_PENDING, message=message)
+            return _pending(self.messages.get(deployment.pool) or f"no replica of pools/{deployment.pool} is there yet")
         held = [model for report in reports for model in report.models if model.model == name]
         ready = [model for model in held if not model.error]
-        if ready:
-            best = max(ready, key=lambda model: model.engine)
-            eager = best.engine == server_pb2.DEPLOYMENT_ENGINE_EAGER
-            if eager and not deployment.serve_eager:
-                return Status(state=server_pb2.DEPLOYMENT_STATE_PENDING, message="waits for an engine")
-            message = "serves eager PyTorch while its engine is built" if eager and deployment.compile else ""
-            return Status(
-                state=server_pb2.DEPLOYMENT_STATE_READY, message=message, engine=best.engine, engine_artifact=best.engine_artifact
-            )
-        if held:
-            return Status(state=server_pb2.DEPLOYMENT_STATE_FAILED, message=held[0].error)
-        return Status(state=server_pb2.DEPLOYMENT_STATE_PENDING, message="its weights are being loaded")
+        if not held:
+            return replace(_pending("its weights are being loaded"), loading=deployment.serve_eager)
+        if not ready:
+            return _failed(held[0].error)
+        best = max(ready, key=lambda model: model.engine)
+        eager = best.engine == server_pb2.DEPLOYMENT_ENGINE_EAGER
+        if eager and not deployment.serve_eager:
+            return _failed(problem) if problem else _pending("waits for an engine")
+        message = "serves eager PyTorch while its engine is built" if eager and deployment.compile else ""
+        if message and problem:
+            message = f"serves eager PyTorch, since there is no engine: {problem}"
+        return Status(state=server_pb2.DEPLOYMENT_STATE_READY, message=message, engine=best.engine, engine_artifact=best.engine_artifact)
 
     def _read_graph(self, model: str) -> str:
         manifest = self._catalog.get(model).manifest
@@ -123,3 +131,11 @@ class Pools:
                 else:
                     (folder / file.path).write_bytes(b"".join(store.read_blob(file.sha256)))
             return read_graph(folder, Role.UNET).digest
+
+
+def _pending(message: str) -> Status:
+    return Status(state=server_pb2.DEPLOYMENT_STATE_PENDING, message=message)
+
+
+def _failed(message: str) -> Status:
+    return Status(state=server_pb2.DEPLOYMENT_STATE_FAILED, message=message)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,12 +15,17 @@ import time
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from atelier.server.ray_node import RAY_FOLDER
+
+logger = logging.getLogger("atelier.server")
+
 OBJECT_STORE_BYTES = 100 << 20
 START_SECONDS = 90.0
+LOOK_SECONDS, RESTART_SECONDS = 1.0, 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,31 +62,66 @@ class RayCluster:
 async def local_ray(*, logs: Path, labels: dict[str, str], num_cpus: int, grpc_port: int) -> AsyncIterator[RayCluster]:
     """Starts a Ray node and ends it with the block; when this process dies in any other way, the node ends as well.
 
-    Raises RuntimeError, naming the log, when it does not come up.
+    A node that ends before the block does is started again, at the same ports. Raises RuntimeError, naming the log, when it does not come
+    up at first.
     """
     ports = _free_ports(7)
-    # Sockets below it have paths of at most 107 bytes, so that it cannot lie in the data folder.
-    folder = Path(tempfile.mkdtemp(prefix="atl-"))
-    token = secrets.token_hex(32)
-    arguments = _arguments(ports, folder, labels, num_cpus)
+    cluster = RayCluster(dashboard=f"http://127.0.0.1:{ports[1]}", token=secrets.token_hex(32), grpc_port=grpc_port, http_port=ports[6])
     logs.mkdir(parents=True, exist_ok=True)
-    with (logs / "ray.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "atelier.server.ray_node", *arguments],
-            stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, cwd="/", env=_environment(token, folder),
-        )  # fmt: skip
-    cluster = RayCluster(dashboard=f"http://127.0.0.1:{ports[1]}", token=token, grpc_port=grpc_port, http_port=ports[6])
+    node = _Node(cluster=cluster, arguments=_arguments(ports, labels, num_cpus), log=logs / "ray.log")
+    await asyncio.to_thread(node.start)
     try:
-        await _until_it_answers(cluster, process, logs / "ray.log")
-        yield cluster
+        await _until_it_answers(node)
+        keeper = asyncio.create_task(node.keep())
+        try:
+            yield cluster
+        finally:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
     finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        await asyncio.to_thread(process.wait)
-        shutil.rmtree(folder, ignore_errors=True)
+        await asyncio.to_thread(node.end)
 
 
-def _arguments(ports: list[int], folder: Path, labels: dict[str, str], num_cpus: int) -> list[str]:
+@dataclass(kw_only=True)
+class _Node:
+    """The process that Ray's processes are below; see `ray_node`."""
+
+    cluster: RayCluster
+    arguments: list[str]
+    log: Path
+    process: subprocess.Popen[bytes] = field(init=False)
+
+    def start(self) -> None:
+        # Sockets below it have paths of at most 107 bytes, so that it cannot lie in the data folder. Ray opens its own folder to all.
+        folder = Path(tempfile.mkdtemp(prefix="atl-"))
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "atelier.server.ray_node", str(folder), *self.arguments],
+                stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, cwd="/",
+                env=_environment(self.cluster.token, folder / RAY_FOLDER),
+            )  # fmt: skip
+
+    def end(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    async def keep(self) -> None:
+        """Starts it again whenever it has ended."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            if self.process.poll() is None:
+                continue
+            logger.error("Ray has ended (%s may say why); it is started again", self.log)
+            await asyncio.to_thread(self.end)
+            await asyncio.sleep(RESTART_SECONDS)
+            try:
+                self.start()
+            except OSError:
+                logger.exception("Ray cannot be started again; trying again")
+
+
+def _arguments(ports: list[int], labels: dict[str, str], num_cpus: int) -> list[str]:
     return [
         "--head",
         "--block",
@@ -97,7 +137,9 @@ def _arguments(ports: list[int], folder: Path, labels: dict[str, str], num_cpus:
         f"--metrics-export-port={ports[5]}",
         f"--num-cpus={num_cpus}",
         f"--object-store-memory={OBJECT_STORE_BYTES}",
-        f"--temp-dir={folder}",
+        # Drawn: another Ray on this machine takes its workers' ports from the same default range.
+        "--min-worker-port=0",
+        "--max-worker-port=0",
         f"--labels={','.join(f'{key}={value}' for key, value in labels.items())}",
     ]
 
@@ -110,20 +152,22 @@ def _environment(token: str, folder: Path) -> dict[str, str]:
         "RAY_AUTH_TOKEN": token,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TMPDIR": str(folder),
+        # A replica whose UNet call hangs would otherwise keep its cores for a minute more.
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
 
 
-async def _until_it_answers(cluster: RayCluster, process: subprocess.Popen[bytes], log: Path) -> None:
+async def _until_it_answers(node: _Node) -> None:
     end = time.monotonic() + START_SECONDS
     while True:
         try:
-            await asyncio.to_thread(cluster.applications)
+            await asyncio.to_thread(node.cluster.applications)
             return
         except OSError:
-            if process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"Ray did not start; {log} says why") from None
+            if node.process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"Ray did not start; {node.log} says why") from None
         await asyncio.sleep(0.2)
 
 

@@ -1,7 +1,7 @@
-"""Keeps a private Ray node alive exactly as long as its owner: `python -m atelier.server.ray_node RAY_START_ARGUMENTS...`.
+"""Keeps a private Ray node alive exactly as long as its owner: `python -m atelier.server.ray_node FOLDER RAY_START_ARGUMENTS...`.
 
-Standard input is a pipe from the owner. When it closes, every process that came of this one is ended, whatever its group or session; other
-Ray nodes of the machine are left alone.
+Standard input is a pipe from the owner. When it closes, every process that came of this one is ended, whatever its group or session, and
+FOLDER, below which Ray has its sockets and logs, is removed; other Ray nodes of the machine are left alone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import time
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
+RAY_FOLDER = "r"
+"""Ray's own folder, which it opens to everybody, below one that only the owner may enter."""
 
 
 def main() -> None:
@@ -27,11 +30,13 @@ def main() -> None:
     ended = threading.Event()
     threading.Thread(target=_watch, args=(ended,), daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", *sys.argv[1:]]
+    folder = Path(sys.argv[1])
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--temp-dir={folder / RAY_FOLDER}", *sys.argv[2:]]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     while not ended.wait(0.2) and process.poll() is None:
         continue
     end_descendants()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def end_descendants() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
+from atelier.engines.fingerprint import Fingerprint
+from atelier.engines.profile import DEFAULT_BATCH_SIZES
 from atelier.errors import AtelierError
+from atelier.errors import Status as Code
 from atelier.server.deployments import Deployment, DeploymentLedger
 from atelier.server.pool import Pools
 from atelier.server.ray_cluster import RayCluster
@@ -20,10 +23,33 @@ TICK_SECONDS = 1.0
 LOOK_EVERY_TICKS = 10
 """Ticks between looks at what Serve says of its applications."""
 
-Convert = Callable[[str], Awaitable[str]]
-"""Takes the digest of a SINGLE_FILE; gives that of its MODEL, empty while the conversion runs."""
-CompileFor = Callable[[str, str], Awaitable[None]]
-"""Takes the digest of a MODEL and a pool; asks the compiler, once, for an engine."""
+MAX_REQUESTS = 4 * DEFAULT_BATCH_SIZES[-1]
+"""At a replica, and as many again waiting at Serve's proxy: some rounds of the largest batch; what is more is refused at once."""
+AGAIN_TICKS = 60
+"""Ticks before an application whose replica did not start is built anew."""
+PASSING = (Code.UNAVAILABLE, Code.ABORTED, Code.NOT_FOUND, Code.DEADLINE_EXCEEDED)
+"""Errors that the next look may not find any more."""
+WORDS = {
+    "NOT_STARTED": "its replica is being started",
+    "DEPLOYING": "its replica is being started",
+    "RUNNING": "",
+    "UNHEALTHY": "its replica was lost and is started again",
+    "DEPLOY_FAILED": "its replica does not start and is tried again; the server's log has the reason",
+}
+"""What Serve says of an application -> what is said to clients. Serve's own sentences hold tracebacks."""
+
+
+class Calls(Protocol):
+    """What the reconciler asks of the installation. All raise AtelierError."""
+
+    async def convert(self, digest: str) -> str:
+        """The MODEL that a SINGLE_FILE becomes; empty while the conversion runs. Raises when it has failed."""
+
+    async def compile_for(self, model: str, pool: str, fingerprint: str) -> str:
+        """Asks the compiler for an engine, once for each machine (its fingerprint's key); gives the job."""
+
+    async def check(self, job: str) -> None:
+        """Raises what a job has failed with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,19 +64,20 @@ class Application:
     min_replicas: int = 1
     max_replicas: int = 1
 
-    def schema(self) -> dict[str, Any]:
-        """For Serve's config. Nothing here depends on deployments, so that those never replace a replica."""
+    def schema(self, *, build: int = 0) -> dict[str, Any]:
+        """For Serve's config. Nothing here depends on deployments, so that those never replace a replica. Another `build` makes Serve try
+        again to start what it has given up."""
         return {
             "name": self.pool,
             "route_prefix": f"/{self.pool}",
             "import_path": "atelier.server.replica:build",
-            "args": {"settings": self.settings_path},
+            "args": {"settings": self.settings_path, "build": build},
             "deployments": [
                 {
                     "name": "Replica",
                     "autoscaling_config": {"min_replicas": self.min_replicas, "max_replicas": self.max_replicas},
-                    "max_ongoing_requests": 64,
-                    "max_queued_requests": 64,
+                    "max_ongoing_requests": MAX_REQUESTS,
+                    "max_queued_requests": MAX_REQUESTS,
                     "graceful_shutdown_timeout_s": 60,
                     "health_check_period_s": 5,
                     "health_check_timeout_s": 30,
@@ -72,11 +99,12 @@ class ServeReconciler:
     applications: list[Application]
     deployments: DeploymentLedger
     pools: Pools
-    convert: Convert
-    compile_for: CompileFor
+    calls: Calls
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _loop: asyncio.AbstractEventLoop | None = None
-    _asked: set[tuple[str, str]] = field(default_factory=set)
+    _asked: dict[tuple[str, str], str] = field(default_factory=dict)
+    _builds: dict[str, int] = field(default_factory=dict)
+    _said: dict[str, str] = field(default_factory=dict)
 
     def wake(self) -> None:
         """Looks again at once; from any thread."""
@@ -101,7 +129,7 @@ class ServeReconciler:
         while True:
             try:
                 if ticks % LOOK_EVERY_TICKS == 0:
-                    await asyncio.to_thread(self._look)
+                    await asyncio.to_thread(self._look, again=ticks % AGAIN_TICKS == 0)
                 await self._tick()
             except Exception:
                 logger.exception("reconciling failed; trying again")
@@ -114,15 +142,20 @@ class ServeReconciler:
             self._wake.clear()
 
     async def _tick(self) -> None:
+        problems = {}
         for deployment in await asyncio.to_thread(self.deployments.all):
             try:
                 await self._reconcile(deployment)
             except AtelierError as error:
-                logger.warning("%s: %s", deployment.name, error)
+                if error.status not in PASSING:
+                    problems[deployment.name] = error.message
+                if self.pools.problems.get(deployment.name) != error.message:
+                    logger.warning("%s: %s", deployment.name, error)
+        self.pools.problems = problems
 
     async def _reconcile(self, deployment: Deployment) -> None:
         if not await asyncio.to_thread(self.pools.is_model, deployment.model):
-            model = await self.convert(deployment.model)
+            model = await self.calls.convert(deployment.model)
             if model:
                 await asyncio.to_thread(lambda: self.deployments.update(replace(deployment, model=model), etag=deployment.etag))
             return
@@ -130,13 +163,16 @@ class ServeReconciler:
             return
         graph = await asyncio.to_thread(self.pools.graph, deployment.model)
         for fingerprint in await asyncio.to_thread(self.pools.fingerprints, deployment.pool):
-            key = (graph, fingerprint.key)
-            engines = await asyncio.to_thread(self.pools.engines, deployment.model, fingerprint)
-            if engines or key in self._asked:
-                continue
-            self._asked.add(key)
+            if not await asyncio.to_thread(self.pools.engines, deployment.model, fingerprint):
+                await self._ask(deployment, graph, fingerprint)
+
+    async def _ask(self, deployment: Deployment, graph: str, fingerprint: Fingerprint) -> None:
+        """Asks for an engine, once for every model of the graph. Raises what the compilation has failed with."""
+        key = graph, fingerprint.key
+        if key not in self._asked:
             logger.info("%s: asking for an engine", deployment.name)
-            await self.compile_for(deployment.model, deployment.pool)
+            self._asked[key] = await self.calls.compile_for(deployment.model, deployment.pool, fingerprint.key)
+        await self.calls.check(self._asked[key])
 
     def _put(self) -> None:
         self.cluster.put_applications(
@@ -148,14 +184,21 @@ class ServeReconciler:
                     "grpc_servicer_functions": ["atelier.v1.replica_pb2_grpc.add_SamplingServicer_to_server"],
                     "enable_reflection": False,
                 },
-                "applications": [application.schema() for application in self.applications],
+                "applications": [application.schema(build=self._builds.get(application.pool, 0)) for application in self.applications],
             }
         )
 
-    def _look(self) -> None:
+    def _look(self, *, again: bool) -> None:
         found = self.cluster.applications().get("applications", {})
-        if any(application.pool not in found for application in self.applications):
+        missing = [application.pool for application in self.applications if application.pool not in found]
+        for pool, state in found.items():
+            status, text = state.get("status", ""), state.get("message", "")
+            self.pools.messages[pool] = WORDS.get(status, "")
+            if text and text != self._said.get(pool):
+                logger.warning("Serve says of pools/%s: %s %s", pool, status, text)
+            self._said[pool] = text
+            if status == "DEPLOY_FAILED" and again:
+                self._builds[pool] = self._builds.get(pool, 0) + 1
+                missing.append(pool)
+        if missing:
             self._put()
-        for application in self.applications:
-            state = found.get(application.pool, {})
-            self.pools.messages[application.pool] = f"{state.get('status', 'NOT_STARTED')} {state.get('message', '')}".strip()

@@ -56,7 +56,10 @@ class Replica:
         self._node.check_health(stuck_seconds=STUCK_SECONDS)
 
     async def _pictures(self, request: replica_pb2.SampleRequest) -> AsyncGenerator[image_pb2.GenerateResponse]:
-        variant = await asyncio.to_thread(self._node.variant, request.model, list(request.engines))
+        engines = list(request.engines)
+        variant = self._node.held(request.model, engines)
+        if variant is None:
+            variant = await asyncio.to_thread(self._node.variant, request.model, engines)
         loop = asyncio.get_running_loop()
         outbox = Outbox(loop)
         work = self._node.submit(request.request, variant, outbox)

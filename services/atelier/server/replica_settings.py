@@ -21,6 +21,8 @@ class ReplicaSettings:
     """Path of the key that engines' signatures are checked with."""
     cache: str
     """Folder for models and engines."""
+    log: str = ""
+    """File for its log; empty: standard error."""
     store_url: str = ""
     """The store, where the replica can reach it by itself."""
     threads: int = 0

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,12 @@ class Variants:
                     logger.info("let go of %s", gone)
             return variant
 
+    def keep(self, names: Collection[str]) -> None:
+        """Lets go of all others; what is being drawn with them ends as it began."""
+        with self._lock:
+            for name in [name for name in self._held if name not in names]:
+                del self._held[name]
+
     def attach(self, variant: Variant, digest: str, engine: Engine, *, changed: Callable[[], None]) -> None:
         """Puts an engine under a model: its open form at once, its bound form from a thread beside, where the backend has one."""
         variant.compiled = Compiled(digest=digest, engine=engine, runner=engine.open(variant.weights))
@@ -154,7 +160,7 @@ class Variants:
             time.sleep(BIND_QUIET_SECONDS)
             while self._quiet_seconds() < BIND_QUIET_SECONDS and time.monotonic() < end:
                 time.sleep(0.2)
-            if self.get(variant.name, use=False) is not variant:
+            if not self._runs(variant, digest):
                 return
             weights = variant.weights
             each = round(BOUND_COPY * size_bytes(weights.values()))
@@ -167,8 +173,14 @@ class Variants:
             except ValueError as error:
                 logger.warning("%s stays in its open form: %s", variant.name, error)
                 return
-        variant.compiled = Compiled(digest=digest, engine=engine, runner=runner, bound=True)
-        changed()
+        if self._runs(variant, digest):
+            variant.compiled = Compiled(digest=digest, engine=engine, runner=runner, bound=True)
+            changed()
+
+    def _runs(self, variant: Variant, digest: str) -> bool:
+        """Whether the model is still held, and this engine still under it."""
+        compiled = variant.compiled
+        return self.get(variant.name, use=False) is variant and compiled is not None and compiled.digest == digest
 
 
 def size_bytes(tensors: Iterable[Tensor]) -> int:
@@ -193,8 +205,9 @@ def _fit_colours(model: Model) -> tuple[Tensor, Tensor]:
 def _png(pixels: Tensor, side: int = 0) -> bytes:
     array = (pixels * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().contiguous()
     image = Image.frombytes("RGB", (array.shape[1], array.shape[0]), array.numpy().tobytes())
-    if side:
-        image = image.resize((side, side * image.height // image.width), Image.Resampling.BICUBIC)
+    if side:  # of the longer side
+        longest = max(image.size)
+        image = image.resize((side * image.width // longest, side * image.height // longest), Image.Resampling.BICUBIC)
     stream = io.BytesIO()
     image.save(stream, "PNG", compress_level=1)
     return stream.getvalue()

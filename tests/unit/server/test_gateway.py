@@ -36,6 +36,9 @@ class FakePools:
         engine = "" if self.loading else "artifacts/e"
         return Standing(state=self.state, message="its weights are being loaded", engine_artifact=engine, loading=self.loading)
 
+    def engines_there(self, deployment: Deployment) -> list[str]:
+        return ["artifacts/f"]
+
     def size(self, model: str) -> tuple[int, int]:
         return 128, 64
 
@@ -228,7 +231,7 @@ async def test_a_call_waits_at_the_replica_while_the_weights_are_loaded(tmp_path
     replicas = FakeReplicas(draws)
     async with gateway(replicas, tmp_path, pools=FakePools(server_pb2.DEPLOYMENT_STATE_PENDING, loading=True)) as stub:
         assert (await responses(stub))[-1].image.png == b"png"
-    assert list(replicas.asked[0][0].engines) == []
+    assert list(replicas.asked[0][0].engines) == ["artifacts/f"]
 
 
 @pytest.mark.parametrize("sides", [{"width": 1344, "height": 1344}, {"width": 1920, "height": 2048}])

@@ -33,6 +33,14 @@ def test_looking_at_a_model_is_no_use_of_it(tiny: Path) -> None:
     assert variants.get("first") is None
 
 
+def test_models_that_nobody_wants_any_more_are_let_go(tiny: Path) -> None:
+    variants = Variants(quiet_seconds=lambda: 0.0)
+    for name in ("first", "second"):
+        variants.load(name, lambda: tiny)
+    variants.keep({"second", "third"})
+    assert [variant.name for variant in variants.held()] == ["second"]
+
+
 def test_a_model_knows_its_size(tiny: Path) -> None:
     variant = Variants(quiet_seconds=lambda: 0.0).load("tiny", lambda: tiny)
     assert variant.size_bytes == 4 * sum(
