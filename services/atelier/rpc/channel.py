@@ -49,6 +49,8 @@ _OPTIONS = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.enable_http_proxy", 0),
+    # A server that is started again answers within seconds; gRPC's own two minutes between tries are for crowds of clients.
+    ("grpc.max_reconnect_backoff_ms", 5_000),
 )
 
 
@@ -88,12 +90,15 @@ def channel(target: str, *, token: str = "", credentials: grpc.ChannelCredential
     return grpc.intercept_channel(plain, _TokenInterceptor(token)) if token else plain
 
 
-def aio_channel(target: str, *, repeats: bool = True) -> grpc.aio.Channel:
-    """A plain channel to `host:port`, for asyncio; the caller sends its token as metadata of each call (see `bearer`).
+def aio_channel(target: str, *, credentials: grpc.ChannelCredentials | None = None, repeats: bool = True) -> grpc.aio.Channel:
+    """A channel to `host:port`, for asyncio, encrypted with `credentials`; the caller sends its token as metadata (see `bearer`).
 
     `repeats`: whether gRPC repeats idempotent calls; not for calls that another has made and may not have given a request id.
     """
-    return grpc.aio.insecure_channel(target, options=(*_OPTIONS, ("grpc.enable_retries", int(repeats))))
+    options = (*_OPTIONS, ("grpc.enable_retries", int(repeats)))
+    if credentials is not None:
+        return grpc.aio.secure_channel(target, credentials, options=options)
+    return grpc.aio.insecure_channel(target, options=options)
 
 
 def bearer(token: str) -> tuple[tuple[str, str], ...]:

@@ -16,6 +16,7 @@ import grpc
 from google.rpc import status_pb2
 
 from atelier.artifacts.catalog import Catalog
+from atelier.client.address import Address
 from atelier.errors import failed_precondition
 from atelier.jobs.job import State
 from atelier.jobs.ledger import JobLedger
@@ -104,19 +105,20 @@ class Serving:
         return [Service(descriptor=descriptor, add=replica_pb2_grpc.add_ReplicasServicer_to_server, servicer=servicer)]
 
     @asynccontextmanager
-    async def started(self, *, internal_port: int, public_port: int, token: str) -> AsyncIterator[None]:
-        """Starts Ray and puts the pool's application in place; ends both with the block."""
+    async def started(self, *, internal_target: str, own: Address) -> AsyncIterator[None]:
+        """Starts Ray and puts the pool's application in place; ends both with the block. `own`: where this installation answers clients."""
         settings = self._settings
         path = settings.data / "replica.json"
         ReplicaSettings(
             pool=POOL,
-            internal_target=f"127.0.0.1:{internal_port}",
+            internal_target=internal_target,
             internal_token=settings.internal_token,
             public_key=str(settings.public_key),
             cache=str(settings.data / "replica-cache"),
             log=str(settings.data / "logs" / "replica.log"),
             store_url=settings.store_url,
             threads=settings.replica_threads,
+            tls=own.tls.as_environment() if own.tls else {},
         ).write(path)
         labels = {"atelier.dev/pool": POOL, "atelier.dev/gpu": settings.gpu}
         cpus = os.cpu_count() or 1
@@ -127,7 +129,7 @@ class Serving:
             cluster = await stack.enter_async_context(
                 local_ray(logs=settings.data / "logs", labels=labels, num_cpus=cpus, grpc_port=self._grpc_port)
             )
-            calls = OwnCalls(f"127.0.0.1:{public_port}", token=token, ledger=self._ledger)
+            calls = OwnCalls(own, ledger=self._ledger)
             stack.push_async_callback(calls.close)
             self._reconciler = ServeReconciler(
                 cluster=cluster,
@@ -149,9 +151,9 @@ class Serving:
 class OwnCalls:
     """Calls of the server to converter and compiler, through the installation's own address."""
 
-    def __init__(self, target: str, *, token: str, ledger: JobLedger) -> None:
-        self._channel = aio_channel(target)
-        self._metadata = bearer(token)
+    def __init__(self, own: Address, *, ledger: JobLedger) -> None:
+        self._channel = aio_channel(own.place, credentials=own.tls.channel_credentials() if own.tls else None)
+        self._metadata = bearer(own.token)
         self._ledger = ledger
 
     async def convert(self, digest: str) -> str:

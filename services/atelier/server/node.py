@@ -22,6 +22,7 @@ from atelier.engines.engine import load as load_engine
 from atelier.engines.manifest import EngineManifest
 from atelier.errors import AtelierError, Status
 from atelier.rpc.channel import channel
+from atelier.rpc.tls import Tls
 from atelier.server.batching import Full, Request, StepLoop
 from atelier.server.cache import Cache
 from atelier.server.memory import free_memory_bytes
@@ -51,7 +52,9 @@ class Node:
         self._replica = replica
         self._fingerprint = detect()
         self._device = self._fingerprint.device
-        self._channel = channel(settings.internal_target, token=settings.internal_token)
+        tls = Tls.of_environment(settings.tls)
+        credentials = tls.channel_credentials() if tls else None
+        self._channel = channel(settings.internal_target, token=settings.internal_token, credentials=credentials)
         self._cache = Cache(
             Path(settings.cache), artifacts=artifact_pb2_grpc.ArtifactsStub(self._channel), replica=replica,
             store=Store.open(settings.store_url) if settings.store_url else None,

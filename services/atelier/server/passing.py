@@ -18,8 +18,12 @@ PASSED = ("Trainer", "Converter", "Compiler")
 class PassThrough(grpc.GenericRpcHandler):  # type: ignore[misc]
     """`addresses`: service (`Trainer`) -> `host:port`. Their calls are all unary."""
 
-    def __init__(self, addresses: Mapping[str, str]) -> None:
-        self._channels = {service: aio_channel(address, repeats=False) for service, address in addresses.items() if service in PASSED}
+    def __init__(self, addresses: Mapping[str, str], *, credentials: grpc.ChannelCredentials | None = None) -> None:
+        self._channels = {
+            service: aio_channel(address, credentials=credentials, repeats=False)
+            for service, address in addresses.items()
+            if service in PASSED
+        }
 
     @property
     def names(self) -> list[str]:

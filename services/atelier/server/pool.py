@@ -43,8 +43,8 @@ class Pools:
         self._lock = threading.Lock()
         self.messages: dict[str, str] = {}
         """What a pool waits for, as its reconciler knows it."""
-        self.problems: dict[str, str] = {}
-        """Why a deployment (`deployments/{id}`) does not get its model or engine, as the reconciler knows it."""
+        self.problems: dict[tuple[str, str], str] = {}
+        """Why a deployment with a model does not get its MODEL or engine, as the reconciler knows it."""
 
     def reports(self, pool: str) -> list[replica_pb2.ReportRequest]:
         """The reports of the replicas that are there."""
@@ -95,7 +95,7 @@ class Pools:
 
     def status(self, deployment: Deployment) -> Status:
         """Where a deployment stands, by what the replicas report."""
-        name, problem = f"artifacts/{deployment.model}", self.problems.get(deployment.name, "")
+        name, problem = f"artifacts/{deployment.model}", self.problems.get((deployment.name, deployment.model), "")
         reports = self.reports(deployment.pool)
         if not self.is_model(deployment.model):
             return _failed(problem) if problem else _pending("the single file is being converted")

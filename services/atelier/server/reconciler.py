@@ -147,10 +147,12 @@ class ServeReconciler:
             try:
                 await self._reconcile(deployment)
             except AtelierError as error:
+                key = deployment.name, deployment.model
                 if error.status not in PASSING:
-                    problems[deployment.name] = error.message
-                if self.pools.problems.get(deployment.name) != error.message:
+                    problems[key] = error.message
+                if self._said.get(deployment.name) != error.message:
                     logger.warning("%s: %s", deployment.name, error)
+                self._said[deployment.name] = error.message
         self.pools.problems = problems
 
     async def _reconcile(self, deployment: Deployment) -> None:

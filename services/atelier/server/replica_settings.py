@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 
@@ -31,6 +32,8 @@ class ReplicaSettings:
     """Most models held at once; fewer where memory is short."""
     max_waiting: int = 64
     """Requests that may wait."""
+    tls: Mapping[str, str] = field(default_factory=dict)
+    """Files for an encrypted `internal_target`, see `Tls.as_environment`."""
 
     def write(self, path: Path) -> None:
         """Writes the file, mode 0600."""

@@ -134,6 +134,8 @@ async def test_a_single_file_that_cannot_be_converted_fails_its_deployment_and_n
     await setting.reconciler._tick()
     status = setting.pools.status(file)
     assert (status.state, "no rule maps x" in status.message) == (server_pb2.DEPLOYMENT_STATE_FAILED, True)
+    other = setting.pools.status(replace(file, model="e" * 64))
+    assert other.state == server_pb2.DEPLOYMENT_STATE_PENDING, "the same deployment was updated to another file"
     setting.calls.error, setting.calls.model = None, "a" * 64
     await setting.reconciler._tick()
     assert setting.deployments.found[0].model == "a" * 64 and setting.pools.problems == {}
