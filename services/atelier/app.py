@@ -13,9 +13,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from atelier.client.address import Address
-from atelier.errors import failed_precondition
+from atelier.errors import AtelierError, failed_precondition
+from atelier.rpc.auth import Tokens
+from atelier.rpc.tls import Tls
 from atelier.settings import SERVICES, Settings, read
 
 RUN_FILE = "run.json"
@@ -29,18 +32,19 @@ def running(data: Path) -> Address | None:
     try:
         content = json.loads((data / RUN_FILE).read_text())
         os.kill(content["pid"], 0)
-        address = Address(content["target"], (data / "keys" / "token").read_text().strip())
+        address = Address(content["target"], Tokens(Path(content["token_file"])).all[0], Tls.of_environment(content["tls"]))
         # After a kill the process id may be another's.
-        host, _, port = address.target.rpartition(":")
+        host, _, port = address.place.rpartition(":")
         with socket.create_connection((host.strip("[]"), int(port)), timeout=ALIVE_SECONDS):
             return address
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AtelierError):
         return None
 
 
-def up(data: Path, *, listen: str = "", on_ready: Callable[[Address], None] = lambda address: None) -> None:
+def up(data: Path, *, listen: str = "", insecure: bool = False, on_ready: Callable[[Address], None] = lambda address: None) -> None:
     """Runs all services until SIGINT or SIGTERM. Raises FAILED_PRECONDITION when the folder is in use, OSError when the port is."""
-    settings = read(data=data, **({"listen": listen} if listen else {}))
+    given = {"listen": listen, "insecure": insecure}
+    settings = read(data=data, **{name: value for name, value in given.items() if value})
     _run(settings, SERVICES, on_ready=on_ready, announce=True)
 
 
@@ -54,7 +58,7 @@ def migrate() -> str:
     from atelier.ledger import Database
     from atelier.migrations import migrate
 
-    settings = Settings()
+    settings = read()
     settings.data.mkdir(parents=True, exist_ok=True)
     database = Database(settings.ledger_url)
     try:
@@ -70,7 +74,7 @@ def inside(data: Path, *, serving: bool = False) -> Iterator[Address]:
     Raises FAILED_PRECONDITION when another process has the folder.
     """
     # Nobody but the user of the command can ask these services for anything: --allow-download is word enough.
-    settings = read(data=data, listen="127.0.0.1:0", serving=serving, allow_download=True)
+    settings = read(data=data, listen="127.0.0.1:0", health_listen=None, serving=serving, allow_download=True)
     ready: list[Address] = []
     began, stop = threading.Event(), threading.Event()
     failure: list[BaseException] = []
@@ -106,7 +110,7 @@ def _run(settings: Settings, services: Sequence[str], *, on_ready: Callable[[Add
 
         def ready(address: Address) -> None:
             if announce:
-                run_file.write_text(json.dumps({"target": address.target, "pid": os.getpid()}))
+                run_file.write_text(json.dumps(_as_found(settings, address)))
             on_ready(address)
 
         try:
@@ -119,10 +123,16 @@ def _run(settings: Settings, services: Sequence[str], *, on_ready: Callable[[Add
 async def _serve_until(settings: Settings, services: Sequence[str], wait: Callable[[], object], ready: Callable[[Address], object]) -> None:
     from atelier.control import control
 
-    host = settings.listen.rpartition(":")[0]
     async with control(settings, services, gpu=_gpu_label()) as running_control:
-        ready(Address(f"{host}:{running_control.port}", running_control.token))
+        ready(running_control.address)
         await wait()  # type: ignore[misc]
+
+
+def _as_found(settings: Settings, address: Address) -> dict[str, Any]:
+    """What `running` reads."""
+    token_file = settings.token_file or settings.data / "keys" / "token"
+    tls = address.tls.as_environment() if address.tls else {}
+    return {"target": address.target, "pid": os.getpid(), "token_file": str(token_file.absolute()), "tls": tls}
 
 
 def _gpu_label() -> str:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 from atelier import base_model
 from atelier.artifacts.catalog import Catalog
@@ -17,6 +18,7 @@ from atelier.artifacts.servicer import ArtifactsServicer
 from atelier.artifacts.signing import PUBLIC, Signer
 from atelier.artifacts.spool import Spool
 from atelier.artifacts.store import Store
+from atelier.client.address import Address
 from atelier.compiler.servicer import CompilerServicer
 from atelier.converter.servicer import ConverterServicer
 from atelier.errors import AtelierError
@@ -29,6 +31,7 @@ from atelier.jobs.submission import Submission
 from atelier.ledger import Database
 from atelier.migrations import migrate
 from atelier.rpc import auth, server
+from atelier.rpc.auth import Tokens
 from atelier.rpc.interceptors import Authorize
 from atelier.rpc.server import Service
 from atelier.secret import read_or_make
@@ -61,17 +64,18 @@ logger = logging.getLogger("atelier.control")
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """A control process that answers on `port` of its host, for `token`."""
+    """A control process that answers at `address`; `health_port` is that of the plain health service, 0 where there is none."""
 
-    port: int
-    token: str
+    address: Address
+    health_port: int = 0
 
 
 @asynccontextmanager
 async def control(settings: Settings, services: Sequence[str], *, gpu: str) -> AsyncIterator[Control]:
     """Runs `services` until the block ends: Ray ends first, then calls, then workers, after a checkpoint. `gpu`: the pool's label."""
-    keys = settings.data.absolute() / "keys"
-    token, internal_token = (read_or_make(keys / name).decode() for name in (TOKEN, INTERNAL_TOKEN))
+    keys, tls = settings.data.absolute() / "keys", settings.tls
+    opening = Tokens(_file(settings.token_file, keys / TOKEN))
+    internal_token = Tokens(_file(settings.internal_token_file, keys / INTERNAL_TOKEN)).all[0]
     database = Database(settings.ledger_url)
     catalog = Catalog(store=Store.open(settings.store_url), database=database, signer=Signer.open(keys))
     await asyncio.to_thread(migrate, database)
@@ -85,10 +89,12 @@ async def control(settings: Settings, services: Sequence[str], *, gpu: str) -> A
         attempts = AttemptsServicer(ledger=ledger, catalog=catalog, spool=spool, tokens=tokens)
         inner = [_attempts(attempts), _artifacts(artifacts), *(serving.internal if serving else ())]
         internal = await stack.enter_async_context(
-            server.serving(settings.internal_listen, inner, authorize=_internal(internal_token), grace_seconds=2)
+            server.serving(settings.internal_listen, inner, authorize=_internal(internal_token), tls=tls, grace_seconds=2)
         )
+        internal_target = f"{settings.internal_host or settings.own_host}:{internal.port}"
+        told = {"ATELIER_ATTEMPTS": internal_target, "ATELIER_PUBLIC_KEY": str(keys / PUBLIC)}
         launcher = LocalLauncher(
-            environment={"ATELIER_ATTEMPTS": f"127.0.0.1:{internal.port}", "ATELIER_PUBLIC_KEY": str(keys / PUBLIC)},
+            environment=told | (tls.as_environment() if tls else {}),
             token_of=tokens.token,
             folder=settings.data.absolute() / "workers",
             threads=settings.worker_threads,
@@ -101,11 +107,16 @@ async def control(settings: Settings, services: Sequence[str], *, gpu: str) -> A
         public = [_artifacts(artifacts), _jobs(JobsServicer(ledger=ledger, store=catalog.store))]
         public += [*_job_services(own, catalog, ledger, reconciler, gpu), *(serving.public if serving else ())]
         bound = await stack.enter_async_context(
-            server.serving(settings.listen, public, authorize=auth.bearer_token(token), handlers=[passed], reflected=passed.names)
+            server.serving(
+                settings.listen, public, authorize=auth.bearer_token(opening), handlers=[passed], reflected=passed.names, tls=tls
+            )
         )
+        address, health_port = Address(f"{_reached(settings)}:{bound.port}", opening.all[0], tls), 0
+        if settings.health_listen:
+            health_port = await stack.enter_async_context(server.plain_health(settings.health_listen, bound.health))
         if serving:
-            await stack.enter_async_context(serving.started(internal_port=internal.port, public_port=bound.port, token=token))
-        yield Control(port=bound.port, token=token)
+            await stack.enter_async_context(serving.started(internal_target=internal_target, own=address))
+        yield Control(address=address, health_port=health_port)
     database.close()
 
 
@@ -166,7 +177,22 @@ def _internal(token: str) -> Authorize:
 
 def _passed(settings: Settings, services: Sequence[str]) -> PassThrough:
     addresses = {name: getattr(settings, name.lower()) for name in PASSED if name.lower() not in services}
-    return PassThrough({name: address for name, address in addresses.items() if address})
+    credentials = settings.tls.channel_credentials() if settings.tls else None
+    return PassThrough({name: address for name, address in addresses.items() if address}, credentials=credentials)
+
+
+def _file(given: Path | None, own: Path) -> Path:
+    """A file of tokens: the operator's, or the installation's own, made once."""
+    if given is None:
+        read_or_make(own)
+    return given or own
+
+
+def _reached(settings: Settings) -> str:
+    """How this machine itself reaches the port that clients use."""
+    host = settings.listen.rpartition(":")[0]
+    everywhere = host.strip("[]") in ("0.0.0.0", "::")
+    return f"https://{settings.own_host}" if settings.tls else settings.own_host if everywhere else host
 
 
 def _job_services(own: Sequence[str], catalog: Catalog, ledger: JobLedger, reconciler: Reconciler, gpu: str) -> list[Service]:

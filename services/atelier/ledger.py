@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeVar
 
 from sqlalchemy import ColumnElement, DateTime, Engine, MetaData, String, TypeDecorator, and_, create_engine, event, or_, true
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, Session, mapped_column
 
 from atelier.errors import invalid_field, unavailable
 
@@ -81,7 +81,7 @@ class Place:
         return base64.urlsafe_b64encode(f"{self.time.isoformat()}~{self.key}".encode()).decode()
 
 
-def after(place: Place | None, time: ColumnElement[datetime], key: ColumnElement[str]) -> ColumnElement[bool]:
+def after(place: Place | None, time: InstrumentedAttribute[datetime], key: InstrumentedAttribute[str]) -> ColumnElement[bool]:
     """What comes after a place, in the order of falling time and rising key."""
     return true() if place is None else or_(time < place.time, and_(time == place.time, key > place.key))
 

@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from atelier.client.address import is_loopback
 from atelier.errors import Violation, invalid, invalid_field
+from atelier.rpc.tls import Tls
 
 SERVICES = ("trainer", "converter", "compiler", "server")
 
@@ -33,7 +35,7 @@ ListenAddress = Annotated[str, AfterValidator(_address)]
 class Settings(BaseSettings):
     """One control process: which services it runs is said on the command line."""
 
-    model_config = SettingsConfigDict(env_prefix="ATELIER_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="ATELIER_", env_ignore_empty=True, extra="ignore")
 
     data: Path = Field(default_factory=default_data)
     """Folder of the installation: keys, logs, and, unless said otherwise, ledger and store."""
@@ -45,6 +47,24 @@ class Settings(BaseSettings):
     """Address that clients call; port 0 draws one."""
     internal_listen: ListenAddress = "127.0.0.1:0"
     """Address that workers and replicas call."""
+    internal_host: str = ""
+    """Name under which workers and replicas reach `internal_listen`; empty for this machine's own."""
+    health_listen: ListenAddress | None = None
+    """Address that answers `grpc.health.v1` alone, in the clear and without a token, for probes."""
+    tls_cert: Path | None = None
+    """Certificate (PEM, with its chain) of both ports; read anew for every connection."""
+    tls_key: Path | None = None
+    """Its key."""
+    tls_ca: Path | None = None
+    """Authority that signed it: what workers, replicas and services trust of each other; empty for the system's."""
+    tls_client_ca: Path | None = None
+    """Authority of clients' certificates, which are then asked for on both ports (mTLS); this installation shows its own."""
+    token_file: Path | None = None
+    """Clients' tokens, one a line, read again when it changes; empty for `keys/token` in `data`, made where it is missing."""
+    internal_token_file: Path | None = None
+    """Token of the installation's own parts; empty for `keys/internal-token` in `data`, made where it is missing."""
+    insecure: bool = False
+    """Lets ports on other addresses than loopback go without TLS."""
     trainer: str = ""
     """Public address of the trainer, for a `server` that does not run it itself."""
     converter: str = ""
@@ -66,6 +86,35 @@ class Settings(BaseSettings):
     serving: bool = True
     """Starts Ray with the `server`; without it there are no pictures, only jobs."""
 
+    @model_validator(mode="after")
+    def _closed(self) -> Settings:
+        """Refuses half of TLS, and what others could reach without it."""
+        if (self.tls_cert is None) is not (self.tls_key is None):
+            raise ValueError("ATELIER_TLS_CERT and ATELIER_TLS_KEY go together")
+        if self.tls_cert is None and (self.tls_ca or self.tls_client_ca):
+            raise ValueError("ATELIER_TLS_CA and ATELIER_TLS_CLIENT_CA need ATELIER_TLS_CERT and ATELIER_TLS_KEY")
+        if self.tls_cert is None and not self.insecure:
+            for name in ("listen", "internal_listen"):
+                host = getattr(self, name).rpartition(":")[0]
+                if not is_loopback(host):
+                    raise ValueError(
+                        f"{getattr(self, name)} can be reached by others: set ATELIER_TLS_CERT and ATELIER_TLS_KEY, listen on 127.0.0.1, "
+                        "or say --insecure (ATELIER_INSECURE=true) where the network itself is trusted"
+                    )
+        return self
+
+    @property
+    def tls(self) -> Tls | None:
+        """How both ports are encrypted; None where they are not."""
+        if self.tls_cert is None:
+            return None
+        return Tls(certificate=self.tls_cert, key=self.tls_key, ca=self.tls_ca, client_ca=self.tls_client_ca)
+
+    @property
+    def own_host(self) -> str:
+        """This machine as its own calls name it: by a name that a certificate can have."""
+        return "localhost" if self.tls else "127.0.0.1"
+
     @property
     def ledger_url(self) -> str:
         """The ledger's URL, with the default filled in."""
@@ -83,7 +132,7 @@ def read(**given: Any) -> Settings:
         return Settings(**given)
     except ValidationError as error:
         found = [(str(each["loc"][0]) if each["loc"] else "", each["msg"].removeprefix("Value error, ")) for each in error.errors()]
-        raise invalid([Violation(f"ATELIER_{name.upper()}", message) for name, message in found]) from error
+        raise invalid([Violation(f"ATELIER_{name.upper()}" if name else "settings", message) for name, message in found]) from error
     except SettingsError as error:
         name = re.search(r'field "(\w+)"', str(error))
         raise invalid_field(f"ATELIER_{name[1].upper() if name else ''}", 'is no JSON; give it as in ["/models"]') from error

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import servers
+from authority import Authority
 from PIL import Image
-from processes import command, connect, free_port, until_healthy
+from processes import command, free_port, until_healthy
 
 from atelier.client.client import Client
+from atelier.rpc.tls import Tls
+from atelier.settings import SERVICES
 from atelier.v1 import compiler_pb2, converter_pb2, image_pb2, job_pb2, server_pb2, trainer_pb2
 
 
@@ -20,18 +25,37 @@ def done(client: Client, job: job_pb2.Job, role: str) -> str:
     return next(output.artifact for output in ended.outputs if output.role == role)
 
 
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> object:
-    data = tmp_path_factory.mktemp("atelier")
-    ports = {service: free_port() for service in ("trainer", "converter", "compiler", "server")}
-    addresses = {f"ATELIER_{service.upper()}": f"127.0.0.1:{port}" for service, port in ports.items() if service != "server"}
+@pytest.fixture(params=["alone", "for a network"])
+def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """Alone: SQLite and a folder, on loopback. For a network: Postgres, S3, and TLS in both directions on every port but the probes'."""
+    data, tls, environment = tmp_path_factory.mktemp("atelier"), None, {}
+    if request.param == "for a network":
+        authority = Authority(data / "authority")
+        pair = authority.sign("atelier")
+        tls = Tls(certificate=pair.certificate, key=pair.key, ca=authority.file, client_ca=authority.file)
+        store = servers.new_bucket(request.getfixturevalue("s3"))
+        environment = {
+            "ATELIER_LEDGER": servers.new_database(request.getfixturevalue("postgres")),
+            "ATELIER_STORE": store,
+            **tls.as_environment(),
+        }
+    ports, probes = ({service: free_port() for service in SERVICES} for _ in range(2))
+    shared = {"ATELIER_DATA": str(data), **environment}
+    host = "localhost" if tls else "127.0.0.1"
+    addresses = {f"ATELIER_{service.upper()}": f"{host}:{port}" for service, port in ports.items() if service != "server"}
     with ExitStack() as stack:
         for service, port in ports.items():
-            environment = {"ATELIER_DATA": str(data), "ATELIER_LISTEN": f"127.0.0.1:{port}", **(addresses if service == "server" else {})}
-            stack.enter_context(command(["serve", service], log=data / f"{service}.txt", environment=environment))
-        for service, port in ports.items():
+            own = {
+                "ATELIER_DATA": str(data),
+                "ATELIER_LISTEN": f"127.0.0.1:{port}",
+                "ATELIER_HEALTH_LISTEN": f"127.0.0.1:{probes[service]}",
+            }
+            passed = addresses if service == "server" else {}
+            stack.enter_context(command(["serve", service], log=data / f"{service}.txt", environment={**shared, **own, **passed}))
+        for service, port in probes.items():
             until_healthy(port, log=data / f"{service}.txt")
-        yield stack.enter_context(connect(ports["server"], data))
+        token = (data / "keys" / "token").read_text().strip()
+        yield stack.enter_context(Client(f"{host}:{ports['server']}", token, tls=tls))
 
 
 def test_pictures_become_a_picture(client: Client, tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ def data(tmp_path: Path) -> Path:
 
 
 def note(data: Path, *, port: int, pid: int) -> None:
-    (data / app.RUN_FILE).write_text(json.dumps({"target": f"127.0.0.1:{port}", "pid": pid}))
+    (data / app.RUN_FILE).write_text(
+        json.dumps({"target": f"127.0.0.1:{port}", "pid": pid, "token_file": str(data / "keys" / "token"), "tls": {}})
+    )
 
 
 def test_it_is_found_by_its_note_while_it_answers(data: Path) -> None:

@@ -35,3 +35,30 @@ def test_a_list_that_is_no_json_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("ATELIER_IMPORT_ROOTS", "/models")
     with pytest.raises(AtelierError, match="ATELIER_IMPORT_ROOTS"):
         read(data=tmp_path)
+
+
+def test_what_others_can_reach_needs_tls_or_a_word(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("ATELIER_LISTEN", "ATELIER_INTERNAL_LISTEN"):
+        with monkeypatch.context() as patch:
+            for host in ("0.0.0.0", "[::]", "10.0.0.1", "example.org"):
+                patch.setenv(name, f"{host}:7878")
+                with pytest.raises(AtelierError, match=f"{host}:7878 can be reached by others".replace("[", r"\[")):
+                    read(data=tmp_path)
+            assert read(data=tmp_path, insecure=True).tls is None
+            patch.setenv("ATELIER_TLS_CERT", "/tls/tls.crt")
+            with pytest.raises(AtelierError, match="go together"):
+                read(data=tmp_path)
+            patch.setenv("ATELIER_TLS_KEY", "/tls/tls.key")
+            tls = read(data=tmp_path).tls
+            assert tls is not None and tls.certificate == Path("/tls/tls.crt") and tls.client_ca is None
+    for host in ("127.0.0.1", "localhost", "[::1]", "127.1.2.3"):
+        assert read(data=tmp_path, listen=f"{host}:1").own_host == "127.0.0.1"
+
+
+def test_half_of_tls_is_refused_and_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ATELIER_TLS_CLIENT_CA", "/tls/ca.crt")
+    with pytest.raises(AtelierError, match="need ATELIER_TLS_CERT"):
+        read(data=tmp_path)
+    monkeypatch.setenv("ATELIER_TLS_CLIENT_CA", "")
+    monkeypatch.setenv("ATELIER_HEALTH_LISTEN", "")
+    assert read(data=tmp_path).health_listen is None

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from atelier.client.address import Address
 
 
+TLS_FILES = {"ca": "ATELIER_CA_FILE", "certificate": "ATELIER_CERT_FILE", "key": "ATELIER_KEY_FILE"}
+"""What a server is trusted by, and what it is shown, where no flag says so."""
+
+
 class OnDemand:
     """`atelier.app`, imported when it is needed: most command lines talk to a server that runs already."""
 
@@ -33,12 +37,12 @@ class OnDemand:
 
         return app.inside(data, serving=serving)
 
-    def up(self, data: Path, *, listen: str, on_ready: Callable[[Address], None]) -> None:
+    def up(self, data: Path, *, listen: str, insecure: bool, on_ready: Callable[[Address], None]) -> None:
         """See Installation."""
         require("torch", "ray")
         from atelier import app
 
-        app.up(data, listen=listen, on_ready=on_ready)
+        app.up(data, listen=listen, insecure=insecure, on_ready=on_ready)
 
     def serve(self, service: str) -> None:
         """See Installation."""
@@ -82,14 +86,17 @@ def _run() -> int:
     from atelier.cli.command import run
     from atelier.cli.session import Session
     from atelier.client.client import Client
+    from atelier.rpc.tls import Tls
     from atelier.settings import default_data
 
     environment = os.environ
     cache = Path(environment.get("HF_HOME") or Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface")
     token_file = environment.get("ATELIER_TOKEN_FILE")
+    files = {name: Path(value) for name, variable in TLS_FILES.items() if (value := environment.get(variable))}
     session = Session(
+        tls=Tls(**files) if files else None,
         installation=OnDemand(),
-        connect=lambda address: Client(address.target, address.token),
+        connect=lambda address: Client(address.target, address.token, tls=address.tls),
         data=Path(environment.get("ATELIER_DATA") or default_data()),
         hub=Path(environment.get("HF_HUB_CACHE") or cache / "hub"),
         server=environment.get("ATELIER_SERVER", ""),

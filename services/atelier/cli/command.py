@@ -15,8 +15,11 @@ from atelier.cli import INTERRUPTED, artifacts, compile, convert, deploy, genera
 from atelier.cli.failures import dashes, of_system, of_usage, unauthenticated, unexpected
 from atelier.cli.session import Session, session_of
 from atelier.errors import AtelierError, Status
+from atelier.rpc.tls import Tls
 
-GLOBALS = {"--server": True, "--token-file": True, "--data": True, "--json": False}
+GLOBALS = {
+    "--server": True, "--token-file": True, "--ca-file": True, "--cert-file": True, "--key-file": True, "--data": True, "--json": False,
+}  # fmt: skip
 """Flags that may stand anywhere on the line, and whether they take a value."""
 
 FAILED, USAGE = 1, 2
@@ -59,16 +62,22 @@ def global_flags(
     context: typer.Context,
     server: Annotated[str | None, typer.Option("--server", help="Address of a running Atelier (ATELIER_SERVER).")] = None,
     token_file: Annotated[Path | None, typer.Option("--token-file", help="File with its token (ATELIER_TOKEN_FILE).")] = None,
+    ca_file: Annotated[Path | None, typer.Option("--ca-file", help="Authority (PEM) of its certificate (ATELIER_CA_FILE).")] = None,
+    cert_file: Annotated[Path | None, typer.Option("--cert-file", help="Certificate to show it (ATELIER_CERT_FILE).")] = None,
+    key_file: Annotated[Path | None, typer.Option("--key-file", help="Its key (ATELIER_KEY_FILE).")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="Data folder of the installation on this machine (ATELIER_DATA).")] = None,
     json: Annotated[bool, typer.Option("--json", help="JSON for programs: one object, or a line an event.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Shows the version.", callback=up.version_flag, is_eager=True)] = False,
 ) -> None:
     """Puts the global flags into the session."""
     session = session_of(context)
-    typed = {"--server": server, "--token-file": token_file, "--data": data}
+    files = {"--ca-file": ca_file, "--cert-file": cert_file, "--key-file": key_file}
+    typed = {"--server": server, "--token-file": token_file, **files, "--data": data}
     session.flags = "".join(f" {flag} {shlex.quote(str(value))}" for flag, value in typed.items() if value)
     session.server = server or session.server
     session.token_file = token_file or session.token_file
+    if ca_file or cert_file or key_file:
+        session.tls = Tls(ca=ca_file, certificate=cert_file, key=key_file)
     session.data = (data or session.data).expanduser().absolute()
     session.json = json
 

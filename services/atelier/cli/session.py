@@ -20,6 +20,7 @@ from atelier.client.address import Address
 from atelier.client.client import Client
 from atelier.client.sources import Sources
 from atelier.errors import AtelierError, invalid_field
+from atelier.rpc.tls import Tls
 
 _WIDE = 1000
 """Columns of a pipe."""
@@ -34,7 +35,7 @@ class Installation(Protocol):
     def inside(self, data: Path, *, serving: bool) -> AbstractContextManager[Address]:
         """The services inside this process; with `serving` pictures can be generated too."""
 
-    def up(self, data: Path, *, listen: str, on_ready: Callable[[Address], None]) -> None:
+    def up(self, data: Path, *, listen: str, insecure: bool, on_ready: Callable[[Address], None]) -> None:
         """All services until SIGINT or SIGTERM."""
 
     def serve(self, service: str) -> None:
@@ -56,6 +57,8 @@ class Session:
     server: str = ""
     token: str = ""
     token_file: Path | None = None
+    tls: Tls | None = None
+    """Whom to trust of servers, and what to show them."""
     json: bool = False
     out: Console = field(default_factory=lambda: Console(soft_wrap=True, highlight=False, emoji=False))
     err: Console = field(default_factory=lambda: Console(stderr=True, soft_wrap=True, highlight=False, emoji=False))
@@ -80,10 +83,10 @@ class Session:
     def _address(self) -> Address | None:
         token = read_token(self.token_file) if self.token_file else self.token
         if self.server and token:
-            return Address(self.server, token)
+            return Address(self.server, token, self.tls)
         running = self.installation.running(self.data)
         # The server that was named may be the data folder's own, whose token is known.
-        return running if not self.server or (running and same_place(running.target, self.server)) else Address(self.server)
+        return running if not self.server or (running and same_place(running.target, self.server)) else Address(self.server, tls=self.tls)
 
     @property
     def has_token(self) -> bool:
@@ -147,8 +150,8 @@ def as_json(message: Message) -> dict[str, Any]:
 
 def same_place(target: str, named: str) -> bool:
     """Whether people who say `named` mean `target`, by its name or number on this machine."""
-    plain = named.removeprefix("http://").rstrip("/")
-    return target in (plain, plain.replace("localhost:", "127.0.0.1:", 1))
+    places = [place.rpartition("://")[2].rstrip("/").replace("localhost:", "127.0.0.1:", 1) for place in (target, named)]
+    return places[0] == places[1] and (target.startswith("https://") or not named.startswith("https://"))
 
 
 def read_token(path: Path) -> str:

@@ -23,7 +23,10 @@ class Service(StrEnum):
 
 def up(
     context: typer.Context,
-    listen: Annotated[str, typer.Option("--listen", help="Address to answer on; port 0 draws one.")] = "127.0.0.1:7878",
+    listen: Annotated[
+        str, typer.Option("--listen", help="Address to answer on (ATELIER_LISTEN, 127.0.0.1:7878); port 0 draws one.", show_default=False)
+    ] = "",
+    insecure: Annotated[bool, typer.Option("--insecure", help="Other addresses than loopback may go without TLS.")] = False,
 ) -> None:
     """Runs everything on this machine until Ctrl-C: jobs, artifacts and pictures on one port, data under one folder (--data)."""
     session = session_of(context)
@@ -32,10 +35,13 @@ def up(
         facts = {"target": address.target, "data": str(session.data)}
         session.show(facts, f"atelier answers at {address.target}, data in {session.data}; Ctrl-C stops it")
 
-    session.installation.up(session.data, listen=listen, on_ready=ready)
+    session.installation.up(session.data, listen=listen, insecure=insecure, on_ready=ready)
 
 
-def serve(context: typer.Context, service: Annotated[Service, typer.Argument(help="Which.")]) -> None:
+def serve(
+    context: typer.Context,
+    service: Annotated[Service, typer.Argument(help="Which.")],
+) -> None:
     """Runs one service as its own process; its settings are in the environment (ATELIER_...)."""
     session_of(context).installation.serve(service.value)
 

@@ -46,6 +46,9 @@ class Calls:
         found = from_call(error)
         if found.reason != "UNKNOWN":
             return found
+        if found.status is Status.UNAVAILABLE and ("handshake failed" in found.message or "SSL" in found.message):
+            sentence = f"{self.target} and this side found no common TLS; name its authority (--ca-file), or write http:// if it has none"
+            return AtelierError(found.status, "TLS_REFUSED", sentence, metadata={"target": self.target})
         if found.status is Status.UNAVAILABLE:
             sentence = f"cannot reach {self.target}; is `atelier up` running there, and is this its address?"
             return AtelierError(found.status, "SERVER_UNREACHABLE", sentence, metadata={"target": self.target})

@@ -9,12 +9,14 @@ from typing import Self, TypeVar
 
 import grpc
 
+from atelier.client.address import Address
 from atelier.client.artifact_service import ArtifactService
 from atelier.client.calls import Calls, Repetition
 from atelier.client.deployment_service import DeploymentService
 from atelier.client.job_service import JobService
 from atelier.errors import invalid_field
 from atelier.rpc.channel import channel
+from atelier.rpc.tls import Tls
 from atelier.v1 import (
     compiler_pb2,
     compiler_pb2_grpc,
@@ -41,18 +43,15 @@ class Client:
     ...     job = atelier.jobs.wait(job.name)
     """
 
-    def __init__(self, target: str, token: str = "", *, calls: Calls | None = None) -> None:
+    def __init__(self, target: str, token: str = "", *, tls: Tls | None = None, calls: Calls | None = None) -> None:
+        """`target` is `host:port` or `https://host:port`; another machine's is encrypted unless `http://` says otherwise."""
         token = token.strip()  # as files end with a line break
         if not (token.isascii() and token.isprintable()):
             raise invalid_field("token", "a token is one line of ASCII; it is in keys/token of the server's data folder")
-        secure = target.startswith("https://")
-        host = target.removeprefix("https://").removeprefix("http://").rstrip("/")
-        self._channel = channel(
-            f"{host}:443" if secure and ":" not in host else host,
-            token=token,
-            credentials=grpc.ssl_channel_credentials() if secure else None,
-        )
-        self._calls = calls or Calls(target=host)
+        address = Address(target, token, tls)
+        credentials = (tls or Tls()).channel_credentials() if address.encrypted else None
+        self._channel = channel(address.place, token=token, credentials=credentials)
+        self._calls = calls or Calls(target=address.place)
         self.artifacts = ArtifactService(self._channel, self._calls)
         self.jobs = JobService(self._channel, self._calls)
         self.deployments = DeploymentService(self._channel, self._calls)

@@ -16,6 +16,7 @@ from atelier.artifacts.store import PIECE_BYTES
 from atelier.errors import AtelierError
 from atelier.rpc.channel import channel
 from atelier.rpc.status import from_call, to_proto
+from atelier.rpc.tls import Tls
 from atelier.v1 import artifact_pb2, attempt_pb2, attempt_pb2_grpc, job_pb2
 
 PATIENCE_SECONDS = 15 * 60
@@ -25,9 +26,9 @@ Answer = TypeVar("Answer")
 class AttemptsClient:
     """Thread-safe."""
 
-    def __init__(self, target: str, *, job: str, token: str) -> None:
+    def __init__(self, target: str, *, job: str, token: str, tls: Tls | None = None) -> None:
         self.job = job
-        self._stub = attempt_pb2_grpc.AttemptsStub(channel(target, token=token))
+        self._stub = attempt_pb2_grpc.AttemptsStub(channel(target, token=token, credentials=tls.channel_credentials() if tls else None))
 
     def claim(self, worker: str) -> attempt_pb2.ClaimResponse:
         """Begins an attempt."""

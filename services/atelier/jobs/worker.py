@@ -23,6 +23,7 @@ from atelier.jobs.context import Cancelled, JobContext, Preempted
 from atelier.jobs.follower import FollowerContext, RecordedContext
 from atelier.jobs.reconciler import PREEMPTED_EXIT_CODE
 from atelier.jobs.remote_context import RemoteContext
+from atelier.rpc.tls import Tls
 
 logger = logging.getLogger("atelier.worker")
 
@@ -52,7 +53,8 @@ def main(execute: Execute) -> None:
 
 
 def _attempt(execute: Execute, workdir: Path, preempted: threading.Event) -> int:
-    client = AttemptsClient(os.environ["ATELIER_ATTEMPTS"], job=os.environ["ATELIER_JOB"], token=os.environ["ATELIER_JOB_TOKEN"])
+    tls = Tls.of_environment(os.environ)
+    client = AttemptsClient(os.environ["ATELIER_ATTEMPTS"], job=os.environ["ATELIER_JOB"], token=os.environ["ATELIER_JOB_TOKEN"], tls=tls)
     verifier = Verifier.load(Path(os.environ["ATELIER_PUBLIC_KEY"]))
     claim = client.claim(f"{socket.gethostname()}/{os.getpid()}")
     with RemoteContext(client, claim, workdir=workdir, verifier=verifier, preempted=preempted) as context:

@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection
 
 from atelier.rpc.channel import MAX_MESSAGE_BYTES
 from atelier.rpc.interceptors import Authorize, CallInterceptor
+from atelier.rpc.tls import Tls
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
@@ -55,6 +56,7 @@ async def serving(
     authorize: Authorize,
     handlers: Sequence[grpc.GenericRpcHandler] = (),
     reflected: Sequence[str] = (),
+    tls: Tls | None = None,
     grace_seconds: float = 10.0,
 ) -> AsyncIterator[Bound]:
     """Serves until the block ends, then drains: health first, then running calls get `grace_seconds`.
@@ -72,7 +74,7 @@ async def serving(
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection([*names, "grpc.health.v1.Health", reflection.SERVICE_NAME], server)
     try:
-        port = server.add_insecure_port(listen)
+        port = server.add_secure_port(listen, tls.server_credentials()) if tls else server.add_insecure_port(listen)
     except RuntimeError as error:
         sentence = f"cannot listen on {listen}: it is in use, or not of this machine; give another by --listen, port 0 draws one"
         raise OSError(sentence) from error
@@ -84,3 +86,22 @@ async def serving(
     finally:
         await health.enter_graceful_shutdown()
         await asyncio.shield(server.stop(grace_seconds))
+
+
+@asynccontextmanager
+async def plain_health(listen: str, health: HealthServicer) -> AsyncIterator[int]:
+    """Answers `grpc.health.v1` alone, in the clear and to everybody, until the block ends: a kubelet's probe knows neither TLS nor tokens.
+
+    Gives the port. Raises OSError when it is taken.
+    """
+    server = grpc.aio.server(options=_OPTIONS)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    try:
+        port = server.add_insecure_port(listen)
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {listen}: is it in use?") from error
+    await server.start()
+    try:
+        yield port
+    finally:
+        await server.stop(0)

@@ -147,7 +147,8 @@ def _arguments(ports: list[int], labels: dict[str, str], num_cpus: int) -> list[
 def _environment(token: str, folder: Path) -> dict[str, str]:
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
     return {
-        **{name: os.environ[name] for name in kept if name in os.environ},
+        # AWS_...: the store may be an S3, which replicas read by themselves.
+        **{name: value for name, value in os.environ.items() if name in kept or name.startswith("AWS_")},
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
         "RAY_USAGE_STATS_ENABLED": "0",

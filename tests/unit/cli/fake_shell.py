@@ -40,8 +40,8 @@ class FakeInstallation:
         finally:
             self.calls.append(("left", serving))
 
-    def up(self, data: Path, *, listen: str, on_ready: Callable[[Address], None]) -> None:
-        self.calls.append(("up", (data, listen)))
+    def up(self, data: Path, *, listen: str, insecure: bool, on_ready: Callable[[Address], None]) -> None:
+        self.calls.append(("up", (data, listen, insecure)))
         if self.up_fails:
             raise self.up_fails
         on_ready(Address(self.target))

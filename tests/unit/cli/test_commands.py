@@ -195,8 +195,13 @@ def test_import_takes_what_is_here(stocked: Shell) -> None:
 
 def test_up_says_where_it_answers(shell: Shell) -> None:
     assert shell(f"up --data {shell.folder}/mine --listen 127.0.0.1:0") == 0
-    assert shell.installation.calls == [("up", (shell.folder / "mine", "127.0.0.1:0"))]
+    assert shell.installation.calls == [("up", (shell.folder / "mine", "127.0.0.1:0", False))]
     assert f"atelier answers at {shell.installation.target}" in shell.out
+
+
+def test_up_takes_a_word_for_ports_without_tls(shell: Shell) -> None:
+    assert shell("up --insecure") == 0
+    assert shell.installation.calls[0][1][1:] == ("", True)
 
 
 def test_serve_runs_one_service(shell: Shell) -> None:
