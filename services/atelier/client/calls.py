@@ -26,6 +26,7 @@ class Calls:
     """The rules for all calls to one server. `patience_seconds` bounds what is waited for an overloaded or restarting one."""
 
     target: str
+    encrypted: bool = False
     patience_seconds: float = 60.0
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
@@ -46,11 +47,9 @@ class Calls:
         found = from_call(error)
         if found.reason != "UNKNOWN":
             return found
-        if found.status is Status.UNAVAILABLE and ("handshake failed" in found.message or "SSL" in found.message):
-            sentence = f"{self.target} and this side found no common TLS; name its authority (--ca-file), or write http:// if it has none"
-            return AtelierError(found.status, "TLS_REFUSED", sentence, metadata={"target": self.target})
         if found.status is Status.UNAVAILABLE:
-            sentence = f"cannot reach {self.target}; is `atelier up` running there, and is this its address?"
+            asked = "and is its authority trusted here (--ca-file; http:// is without TLS)" if self.encrypted else "and is this its address"
+            sentence = f"cannot reach {self.target}; is `atelier up` running there, {asked}?"
             return AtelierError(found.status, "SERVER_UNREACHABLE", sentence, metadata={"target": self.target})
         if found.status is Status.DEADLINE_EXCEEDED:
             return AtelierError(found.status, "NO_ANSWER_IN_TIME", f"{self.target} did not answer in time; try again")

@@ -51,7 +51,7 @@ class Client:
         address = Address(target, token, tls)
         credentials = (tls or Tls()).channel_credentials() if address.encrypted else None
         self._channel = channel(address.place, token=token, credentials=credentials)
-        self._calls = calls or Calls(target=address.place)
+        self._calls = calls or Calls(target=address.place, encrypted=address.encrypted)
         self.artifacts = ArtifactService(self._channel, self._calls)
         self.jobs = JobService(self._channel, self._calls)
         self.deployments = DeploymentService(self._channel, self._calls)

@@ -77,7 +77,7 @@ async def test_a_client_that_trusts_the_authority_gets_in(authority: Authority, 
         stranger = Authority(authority.file.parent / "stranger")
         with pytest.raises(AtelierError) as caught:
             await with_client(jobs, f"https://localhost:{bound.port}", Tls(ca=stranger.file))
-        assert caught.value.reason == "TLS_REFUSED" and "--ca-file" in caught.value.message
+        assert caught.value.reason == "SERVER_UNREACHABLE" and "--ca-file" in caught.value.message
 
 
 async def test_mutual_tls_asks_for_a_certificate_of_the_authority(authority: Authority, service: server.Service) -> None:
