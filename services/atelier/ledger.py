@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeVar
 
 from sqlalchemy import ColumnElement, DateTime, Engine, MetaData, String, TypeDecorator, and_, create_engine, event, or_, true
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, Session, mapped_column
 
 from atelier.errors import invalid_field, unavailable
@@ -92,10 +92,14 @@ def now() -> datetime:
 
 
 class Database:
-    """Sessions on one database. `url` is SQLAlchemy's: `sqlite:////data/ledger.db`, `postgresql://user:password@host/name`."""
+    """Sessions on one database: `sqlite:////data/ledger.db`, `postgresql://user:password@host/name`. Others raise INVALID_ARGUMENT."""
 
     def __init__(self, url: str) -> None:
-        self.engine: Engine = create_engine(_with_driver(url), pool_pre_ping=not url.startswith("sqlite"))
+        try:
+            self.engine: Engine = create_engine(_with_driver(url), pool_pre_ping=not url.startswith("sqlite"))
+        except (ArgumentError, ImportError) as error:  # the URL may hold a password: it is not shown
+            sentence = "cannot be used; write sqlite:////FOLDER/ledger.db or postgresql://USER:PASSWORD@HOST/NAME (with the extra `control`)"
+            raise invalid_field("ATELIER_LEDGER", sentence) from error
         if self.engine.dialect.name == "sqlite":
             event.listen(self.engine, "connect", _configure_sqlite)
             event.listen(self.engine, "begin", _begin_immediate)

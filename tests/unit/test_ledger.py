@@ -95,3 +95,10 @@ def test_a_page_ends_where_the_next_begins() -> None:
         with pytest.raises(AtelierError) as caught:
             Place.read(token)
         assert caught.value.status is Status.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("url", ["", "secret", "mysql://me:secret@host/x", "oracle+secret://"])
+def test_a_url_that_is_no_ledger_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(AtelierError, match="ATELIER_LEDGER") as caught:
+        Database(url)
+    assert "secret" not in caught.value.message

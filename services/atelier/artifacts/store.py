@@ -23,7 +23,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, MemoryStore, ObjectStore, S3Store
 
 from atelier.artifacts.manifest import File, Manifest, hash_file
-from atelier.errors import AtelierError, data_loss, not_found, unavailable
+from atelier.errors import AtelierError, data_loss, invalid_field, not_found, unavailable
 
 PIECE_BYTES = 1 << 20
 
@@ -51,7 +51,10 @@ class Store:
 
     @classmethod
     def open(cls, url: str) -> Store:
-        """`memory://`, `file:///folder` (made if it is missing), or `s3://bucket/prefix?endpoint=https://...&region=...`."""
+        """`memory://`, `file:///folder` (made if it is missing), or `s3://bucket/prefix?endpoint=https://...&region=...`.
+
+        Raises INVALID_ARGUMENT for anything else.
+        """
         parts = urlparse(url)
         if parts.scheme == "memory":
             return cls(MemoryStore())
@@ -60,7 +63,7 @@ class Store:
             return cls(LocalStore(root, mkdir=True), url=url, root=root)
         if parts.scheme == "s3" and parts.netloc:
             return cls(_s3(parts.netloc, parts.path.strip("/"), dict(parse_qsl(parts.query))), url=url)
-        raise ValueError(f"ATELIER_STORE: {url!r} is not supported; use file:///FOLDER, s3://BUCKET/PREFIX or memory://")
+        raise invalid_field("ATELIER_STORE", f"{url!r} is not supported; use file:///FOLDER, s3://BUCKET/PREFIX or memory://")
 
     # Blobs.
 
@@ -218,7 +221,7 @@ def _away(error: Exception) -> AtelierError:
 def _s3(bucket: str, prefix: str, options: dict[str, str]) -> S3Store:
     unknown = sorted(set(options) - set(S3_OPTIONS))
     if unknown:
-        raise ValueError(f"ATELIER_STORE: {', '.join(unknown)} is not known of s3; {', '.join(S3_OPTIONS)} are")
+        raise invalid_field("ATELIER_STORE", f"{', '.join(unknown)} is not known of s3; {', '.join(S3_OPTIONS)} are")
     plain = options.get("endpoint", "").startswith("http://")
     given: Any = options
     return S3Store(bucket, prefix=prefix or None, client_options={"allow_http": plain}, retry_config=RETRIES, **given)

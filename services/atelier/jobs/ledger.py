@@ -119,8 +119,7 @@ class JobLedger:
                 sentence = f"{reason}; {row.failures} attempts failed in the same way, the worker's log says more"
                 _end(session, row, State.FAILED, error=error_bytes(AtelierError(Status.INTERNAL, "WORKER_LOST", sentence)))
             else:
-                row.state = State.PENDING
-                row.attempt += 1  # whatever still runs is fenced off
+                row.state = State.PENDING  # whatever still runs is fenced off: it writes to a job that runs, under the last attempt
                 _append(session, row, [state_event(State.PENDING)])
             return _job(row)
 

@@ -148,5 +148,5 @@ def test_a_store_that_is_away_is_unavailable(s3: str) -> None:
 
 @pytest.mark.parametrize("url", ["", "/data", "ftp://host/a", "s3://", "s3://bucket?colour=red"])
 def test_a_url_that_is_no_store_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="ATELIER_STORE"):
+    with pytest.raises(AtelierError, match="ATELIER_STORE"):
         Store.open(url)
