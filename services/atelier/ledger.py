@@ -98,7 +98,9 @@ class Database:
         try:
             self.engine: Engine = create_engine(_with_driver(url), pool_pre_ping=not url.startswith("sqlite"))
         except (ArgumentError, ImportError) as error:  # the URL may hold a password: it is not shown
-            sentence = "cannot be used; write sqlite:////FOLDER/ledger.db or postgresql://USER:PASSWORD@HOST/NAME (with the extra `control`)"
+            sentence = (
+                "is no URL of a database; write sqlite:////FOLDER/ledger.db or postgresql://USER:PASSWORD@HOST/NAME (extra `control`)"
+            )
             raise invalid_field("ATELIER_LEDGER", sentence) from error
         if self.engine.dialect.name == "sqlite":
             event.listen(self.engine, "connect", _configure_sqlite)
