@@ -9,10 +9,11 @@ PEERS ?=
 
 BIN := $(abspath $(VENV))/bin
 RUN := PATH=$(BIN):$$PATH
+CLUSTER := PYTHONPATH=tests $(or $(wildcard $(BIN)/python),$(PYTHON)) -m cluster
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu test-readers check protos bench lock
+.PHONY: help setup demo test test-slow test-gpu test-readers test-cluster cluster cluster-down check protos bench lock
 
 help: ## Shows this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -45,6 +46,15 @@ test-gpu: setup ## Runs the tests that need a CUDA device
 
 test-readers: setup ## Reads our files with the tools of the field, each in an environment of its own
 	$(RUN) python -m pytest -m readers tests/readers
+
+test-cluster: setup cluster ## Runs the tests that need a Kubernetes (KUBECONFIG's, else one of this machine; see make cluster)
+	$(RUN) && eval "$$($(CLUSTER) env)" && python -m pytest -m cluster tests/cluster
+
+cluster: ## Brings up a Kubernetes on this machine, built from source (root), unless KUBECONFIG names one
+	@$(CLUSTER) up
+
+cluster-down: ## Removes that Kubernetes, but not what was built
+	@$(CLUSTER) down
 
 check: setup ## ruff, mypy, import contracts, buf lint and breaking, generated code without drift
 	$(RUN) ruff check services tests

@@ -1,0 +1,68 @@
+"""`make cluster`, `make cluster-down`; `python -m cluster env` for a shell, `python -m cluster load FILE` for an image."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from cluster import images, machine, nodes, tools
+from cluster.place import NoFreePort, Place, default_place
+from cluster.processes import PartFailed
+
+EXPECTED = (machine.NotRoot, machine.StillMounted, tools.MissingTool, NoFreePort, PartFailed, nodes.NotReady)
+
+
+def main() -> None:
+    """One verb; an expected failure is one sentence."""
+    parser = argparse.ArgumentParser(prog="python -m cluster", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("up", help="a cluster that answers: that of KUBECONFIG, else one on this machine")
+    verbs.add_parser("down", help="removes the cluster of this machine, but not the cache")
+    verbs.add_parser("env", help='prints what a shell needs: eval "$(python -m cluster env)"')
+    verbs.add_parser("load", help="imports an image from a docker or OCI archive").add_argument("archive", type=Path)
+    asked = parser.parse_args()
+    place = default_place()
+    try:
+        if asked.verb == "up":
+            _up(place)
+        elif asked.verb == "down":
+            machine.down(place)
+        elif asked.verb == "env":
+            foreign = _foreign(place)
+            theirs = foreign and machine.answering(place, foreign) is not None
+            print(_environment(place, foreign if theirs else str(place.kubeconfig)))
+        else:
+            images.load(place, asked.archive)
+    except EXPECTED as error:
+        sys.exit(f"cluster: {error}")
+
+
+def _up(place: Place) -> None:
+    began = time.monotonic()
+    if foreign := _foreign(place):
+        tools.build(place, {name for name in ("helm", "kubectl") if not tools.program(name)})
+        listed = machine.answering(place, foreign)
+        if listed is not None:
+            print(f"KUBECONFIG names a cluster that answers; it is used and nothing is started:\n{listed}\n{_environment(place, foreign)}")
+            return
+        print(f"{foreign} (KUBECONFIG) names no cluster that answers; one is started on this machine", flush=True)
+    started = machine.up(place)
+    print(f"the cluster is up ({time.monotonic() - began:.0f} s; started: {', '.join(started) or 'nothing, all of it ran'})")
+    print(f"type this, then kubectl or helm; `make cluster-down` removes it\n{_environment(place, str(place.kubeconfig))}")
+
+
+def _foreign(place: Place) -> str:
+    """The kubeconfig of somebody else's cluster."""
+    named = os.environ.get("KUBECONFIG", "")
+    return "" if named == str(place.kubeconfig) else named
+
+
+def _environment(place: Place, kubeconfig: str) -> str:
+    return f"export KUBECONFIG={kubeconfig} PATH={place.bin}:$PATH"
+
+
+if __name__ == "__main__":
+    main()

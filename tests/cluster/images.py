@@ -1,0 +1,62 @@
+"""Images of one static program each, and how an image gets into the cluster: from a file, since no registry of images is needed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+import tarfile
+from pathlib import Path
+
+from cluster.configuration import PAUSE_IMAGE
+from cluster.place import Place
+
+PROBE_IMAGE = "localhost/probe:1"
+
+
+def load_own(place: Place) -> None:
+    """Brings the sandbox's and the tests' image into containerd."""
+    for image, program in ((PAUSE_IMAGE, "pause"), (PROBE_IMAGE, "probe")):
+        archive = place.state / f"{program}.tar"
+        write_archive(archive, place.bin / program, image)
+        load(place, archive)
+        archive.unlink()
+
+
+def load(place: Place, archive: Path) -> None:
+    """Imports a docker or OCI archive; pods name its images with `imagePullPolicy: IfNotPresent` or `Never`."""
+    _ctr(place, "images", "import", "--snapshotter=overlayfs", str(archive))
+
+
+def write_archive(archive: Path, program: Path, image: str) -> None:
+    """Writes a docker archive of an image that holds one program, its entrypoint."""
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as files:
+        _add(files, program.name, program.read_bytes(), mode=0o755)
+        folder = tarfile.TarInfo("tmp")
+        folder.type, folder.mode = tarfile.DIRTYPE, 0o1777
+        files.addfile(folder)
+    digest = hashlib.sha256(layer.getvalue()).hexdigest()
+    content = {
+        "architecture": "amd64",
+        "os": "linux",
+        "config": {"Entrypoint": [f"/{program.name}"], "User": "65532:65532", "WorkingDir": "/tmp"},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
+    }
+    manifest = [{"Config": "config.json", "RepoTags": [image], "Layers": [f"{digest}.tar"]}]
+    with tarfile.open(archive, mode="w") as files:
+        _add(files, f"{digest}.tar", layer.getvalue())
+        _add(files, "config.json", json.dumps(content).encode())
+        _add(files, "manifest.json", json.dumps(manifest).encode())
+
+
+def _add(files: tarfile.TarFile, name: str, content: bytes, mode: int = 0o644) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode = len(content), mode
+    files.addfile(entry, io.BytesIO(content))
+
+
+def _ctr(place: Place, *words: str) -> str:
+    command = ["ctr", "--address", str(place.containerd_socket), "--namespace", "k8s.io", *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
