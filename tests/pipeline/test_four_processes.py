@@ -72,7 +72,7 @@ def test_pictures_become_a_picture(client: Client, tmp_path: Path) -> None:
     model = done(client, client.merge(merge), "model")
     compiled = compiler_pb2.CompileRequest(model=model, profile=compiler_pb2.ShapeProfile(batch_sizes=[2]))
     engine = done(client, client.compile(compiled), "engine")
-    client.deployments.create("az", server_pb2.Deployment(model=model))
+    client.deployments.create("az", server_pb2.Deployment(model=model, serve_eager=False))
     deployment = list(client.deployments.wait("az"))[-1]
     pictures_made = [
         m for m in client.generate(image_pb2.GenerateRequest(deployment="az", prompt="a sks emoji", steps=4, seed=1)) if hasattr(m, "png")
