@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from atelier.errors import AtelierError
-from atelier.settings import read
+from atelier.settings import Settings, read
 
 
 def test_what_is_given_comes_before_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -62,3 +63,9 @@ def test_half_of_tls_is_refused_and_an_empty_variable_is_none(monkeypatch: pytes
     monkeypatch.setenv("ATELIER_TLS_CLIENT_CA", "")
     monkeypatch.setenv("ATELIER_HEALTH_LISTEN", "")
     assert read(data=tmp_path).health_listen is None
+
+
+def test_every_setting_is_on_the_page_and_nothing_else() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    table = page[page.index("| variable |") : page.index("## Ledger")]
+    assert set(re.findall(r"`ATELIER_(\w+)`", table)) == {name.upper() for name in Settings.model_fields}
