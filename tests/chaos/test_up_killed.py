@@ -33,6 +33,11 @@ def until_checkpoint(client: Client, job: str) -> None:
     raise AssertionError("the job ended before it wrote a checkpoint")
 
 
+def ray_folder(process: psutil.Process) -> Path | None:
+    words = process.cmdline()
+    return Path(words[words.index("atelier.server.ray_node") + 1]) if "atelier.server.ray_node" in words else None
+
+
 def test_the_next_start_goes_on_with_jobs_and_deployments(tmp_path: Path) -> None:
     data, port = tmp_path / "data", free_port()
     arguments = ["--data", str(data), "up", "--listen", f"127.0.0.1:{port}"]
@@ -46,10 +51,13 @@ def test_the_next_start_goes_on_with_jobs_and_deployments(tmp_path: Path) -> Non
             until_checkpoint(client, job)
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) > 5  # Ray's processes and the worker
+        folder = next(place for child in children for place in [ray_folder(child)] if place)
+        assert folder.exists()
         process.send_signal(signal.SIGKILL)
         process.wait()
         _, alive = psutil.wait_procs(children, timeout=15)
         assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
+        assert not folder.exists()
     with command(arguments, log=log):
         until_healthy(port, log=log)
         with connect(port, data) as client:

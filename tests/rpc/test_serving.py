@@ -1,14 +1,10 @@
-"""Two installations with a Ray each on one machine, started as a user starts them; all tests share them."""
+"""What `atelier up` serves, and who may ask for it."""
 
 from __future__ import annotations
 
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,67 +12,14 @@ import grpc
 import psutil
 import pytest
 from PIL import Image
-from processes import command, connect, free_port, of_folder, until_healthy
+from processes import of_folder
+from serving import Installation, refused
 
 from atelier.cli.lineage import lineage_of
-from atelier.client import Client
-from atelier.errors import AtelierError, Status
+from atelier.errors import Status
 from atelier.rpc.channel import bearer
 from atelier.rpc.status import from_call
 from atelier.v1 import converter_pb2, image_pb2, job_pb2, replica_pb2, replica_pb2_grpc, server_pb2, server_pb2_grpc, trainer_pb2
-
-
-@dataclass
-class Installation:
-    process: subprocess.Popen[bytes]
-    data: Path
-    port: int
-    serve_port: int
-    client: Client
-
-    def replica(self) -> psutil.Process:
-        found = [p for p in psutil.Process(self.process.pid).children(recursive=True) if "ServeReplica" in " ".join(p.cmdline())]
-        assert len(found) == 1
-        return found[0]
-
-    def picture(self, **fields: Any) -> image_pb2.GeneratedImage:
-        request = image_pb2.GenerateRequest(**{"prompt": "a fox", "deployment": "base", "steps": 2, "width": 64, "height": 64, **fields})
-        *_, last = self.client.generate(request)
-        assert isinstance(last, image_pb2.GeneratedImage)
-        return last
-
-
-def start(stack: ExitStack, data: Path) -> Installation:
-    port, serve_port = free_port(), free_port()
-    environment = {"ATELIER_SERVE_PORT": str(serve_port), "ATELIER_REPLICA_THREADS": "1", "ATELIER_WORKER_THREADS": "1"}
-    arguments = ["--data", str(data), "up", "--listen", f"127.0.0.1:{port}"]
-    process = stack.enter_context(command(arguments, log=data.with_suffix(".txt"), environment=environment))
-    return Installation(process=process, data=data, port=port, serve_port=serve_port, client=None)  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def installations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Installation, Installation]]:
-    folder = tmp_path_factory.mktemp("serving")
-    with ExitStack() as stack:
-        both = start(stack, folder / "a"), start(stack, folder / "b")
-        for one in both:
-            until_healthy(one.port, log=one.data.with_suffix(".txt"))
-            one.client = stack.enter_context(connect(one.port, one.data))
-            one.client.deployments.create("base", server_pb2.Deployment(model="base", compile=False))
-        for one in both:
-            list(one.client.deployments.wait("base"))
-        yield both
-
-
-@pytest.fixture(scope="module")
-def atelier(installations: tuple[Installation, Installation]) -> Installation:
-    return installations[0]
-
-
-def refused(call: Callable[[], Any]) -> AtelierError:
-    with pytest.raises(AtelierError) as caught:
-        call()
-    return caught.value
 
 
 def test_two_installations_draw_at_once_and_one_outlives_the_other(installations: tuple[Installation, Installation]) -> None:

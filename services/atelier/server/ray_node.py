@@ -34,7 +34,7 @@ def main() -> None:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--temp-dir={folder / RAY_FOLDER}", *sys.argv[2:]]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     while not ended.wait(0.2) and process.poll() is None:
-        continue
+        _reap()
     end_descendants()
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -46,10 +46,15 @@ def end_descendants() -> None:
         for process in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+        _reap()
         time.sleep(0.02)
+
+
+def _reap() -> None:
+    """Takes leave of children that have ended: orphans have no other parent."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def _descendants(root: int) -> list[int]:

@@ -1,0 +1,31 @@
+"""Two installations with a Ray each on one machine, started as a user starts them; all tests of this folder share them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from processes import connect, until_healthy
+from serving import Installation, start
+
+from atelier.v1 import server_pb2
+
+
+@pytest.fixture(scope="package")
+def installations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Installation, Installation]]:
+    folder = tmp_path_factory.mktemp("serving")
+    with ExitStack() as stack:
+        both = start(stack, folder / "a"), start(stack, folder / "b")
+        for one in both:
+            until_healthy(one.port, log=one.data.with_suffix(".txt"))
+            one.client = stack.enter_context(connect(one.port, one.data))
+            one.client.deployments.create("base", server_pb2.Deployment(model="base", compile=False))
+        for one in both:
+            list(one.client.deployments.wait("base"))
+        yield both
+
+
+@pytest.fixture(scope="package")
+def atelier(installations: tuple[Installation, Installation]) -> Installation:
+    return installations[0]
