@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
+from shlex import quote
 
 from cluster import images, machine, nodes, tools
 from cluster.place import NoFreePort, Place, default_place
@@ -38,6 +40,8 @@ def main() -> None:
             images.load(place, asked.archive)
     except EXPECTED as error:
         sys.exit(f"cluster: {error}")
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"cluster: `{' '.join(map(str, error.cmd))}` failed\n{error.stderr or ''}")
 
 
 def _up(place: Place) -> None:
@@ -51,7 +55,9 @@ def _up(place: Place) -> None:
         print(f"{foreign} (KUBECONFIG) names no cluster that answers; one is started on this machine", flush=True)
     started = machine.up(place)
     print(f"the cluster is up ({time.monotonic() - began:.0f} s; started: {', '.join(started) or 'nothing, all of it ran'})")
-    print(f"type this, then kubectl or helm; `make cluster-down` removes it\n{_environment(place, str(place.kubeconfig))}")
+    print("`make cluster-down` removes it; images come by `PYTHONPATH=tests python -m cluster load FILE`; type next:")
+    for line in (_environment(place, str(place.kubeconfig)), "kubectl get nodes", "helm install atelier charts/atelier"):
+        print(f"  {line}")
 
 
 def _foreign(place: Place) -> str:
@@ -61,7 +67,7 @@ def _foreign(place: Place) -> str:
 
 
 def _environment(place: Place, kubeconfig: str) -> str:
-    return f"export KUBECONFIG={kubeconfig} PATH={place.bin}:$PATH"
+    return f"export KUBECONFIG={quote(kubeconfig)} PATH={quote(str(place.bin))}:$PATH"
 
 
 if __name__ == "__main__":

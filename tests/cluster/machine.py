@@ -20,7 +20,6 @@ AFTER_THE_API_SERVER = (
     parts.controllers,
     parts.scheduler,
     parts.kwok,
-    parts.proxy,
     parts.coredns,
     parts.provisioner,
     parts.kubelet,
@@ -65,6 +64,8 @@ def up(place: Place) -> list[str]:
         started += _start(place, AFTER_THE_API_SERVER)
         nodes.create(api)
         nodes.wait_until_ready(api)
+        # It looks for its node once, waits long for one that is not there, and ends when the address changes.
+        started += _start(place, [parts.proxy])
     return started
 
 
