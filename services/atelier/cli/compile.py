@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from atelier.cli.following import Delivery, follow
+from atelier.cli.places import check_writable
 from atelier.cli.session import session_of
 from atelier.errors import invalid_field
 from atelier.v1 import compiler_pb2
@@ -54,6 +55,7 @@ def compile(
 ) -> None:
     """Compiles a model's UNet; what does not agree with eager PyTorch is not published."""
     session = session_of(context)
+    check_writable(folder, field="-o")
     with session.client() as client:
         request = compiler_pb2.CompileRequest(
             model=session.sources(client).find(model, field="MODEL").name,

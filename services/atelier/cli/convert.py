@@ -12,6 +12,7 @@ import typer
 
 from atelier.artifacts.manifest import Kind
 from atelier.cli.following import Delivery, follow
+from atelier.cli.places import check_writable
 from atelier.cli.session import Session, session_of
 from atelier.client.artifact_service import kind_of
 from atelier.client.client import Client
@@ -66,6 +67,7 @@ def convert(
 ) -> None:
     """Converts a model or LoRA; every tensor is accounted for, or the conversion fails."""
     session = session_of(context)
+    check_writable(output, field="-o")
     with session.client() as client:
         sources = session.sources(client)
         artifact = sources.find(source, field="SOURCE")
@@ -92,6 +94,7 @@ def merge(
 ) -> None:
     """Merges LoRAs into a model; the result has the base's format."""
     session = session_of(context)
+    check_writable(output, field="-o")
     with session.client() as client:
         sources = session.sources(client)
         request = converter_pb2.MergeRequest(

@@ -38,7 +38,8 @@ def deploy(
         deployment = create_or_update(client, name, wanted)
         if wait:
             for deployment in client.deployments.wait(name):
-                session.note(line_of(deployment))
+                if deployment.state != server_pb2.DEPLOYMENT_STATE_READY:
+                    session.note(line_of(deployment))
         session.show(deployment, line_of(deployment))
         if session.local:
             session.note("it is served while `atelier up` runs on this data folder")

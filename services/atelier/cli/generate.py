@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from atelier.cli.places import check_writable
 from atelier.cli.session import Session, session_of
 from atelier.client.deployment_service import full_name
 from atelier.v1 import image_pb2
@@ -46,6 +47,7 @@ def generate(
 ) -> None:
     """Makes pictures."""
     session = session_of(context)
+    check_writable(path_of(output, 0, count), field="-o")
     request = image_pb2.GenerateRequest(
         deployment=full_name(deployment) if deployment else "",
         prompt=prompt,

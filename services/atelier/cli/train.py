@@ -11,6 +11,7 @@ import typer
 from atelier.artifacts.manifest import Kind
 from atelier.cli.following import Delivery, follow
 from atelier.cli.orders import Order, not_resumable, order, parameters
+from atelier.cli.places import check_writable
 from atelier.cli.session import Session, session_of
 from atelier.client.client import Client
 from atelier.client.outputs import Note
@@ -47,6 +48,7 @@ def promote(
 ) -> None:
     """Makes an earlier checkpoint of a run its result."""
     session = session_of(context)
+    check_writable(output_dir, field="--output_dir")
     with session.client() as client:
         job = client.promote(trainer_pb2.PromoteRequest(run=run, step=step, tags=tag or []))
         follow(session, client, job, Delivery(output_dir=output_dir))
@@ -54,6 +56,7 @@ def promote(
 
 def run(session: Session, asked: Order) -> None:
     """Brings in what the run needs, starts it, and stays with it to its end."""
+    check_writable(asked.output_dir, field="--output_dir")
     for warning in asked.warnings:
         session.warn(warning)
     with session.client() as client:

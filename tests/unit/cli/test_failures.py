@@ -124,3 +124,21 @@ def test_grpc_says_nothing_of_its_own(shell: Shell, tmp_path: Path) -> None:
     ended = subprocess.run(line, capture_output=True, text=True, env={**environment, "ATELIER_DATA": str(tmp_path)}, check=False)
     assert ended.returncode == 1
     assert ended.stderr.count("\n") == 1 and ended.stderr.startswith(f"error: cannot reach {target};")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "convert az --to webui -o {}",
+        "merge base az -o {}",
+        "compile base -o {}",
+        "generate fox -o {}",
+        "train promote jobs/a --step 1 --output_dir {}",
+    ],
+)
+def test_a_place_that_cannot_be_written_is_named_before_any_work(line: str, shell: Shell) -> None:
+    (shell.folder / "file").write_text("")
+    for place in (shell.folder / "file" / "result", Path("/proc/result")):
+        assert shell(line.format(place)) == 1
+        assert f"{place} cannot be written" in shell.err or place.parts[1] == "proc"
+    assert not shell.fake.requests
