@@ -36,6 +36,16 @@ class Api:
         """The object or list at a path."""
         return self._call("GET", path)
 
+    def has(self, path: str) -> bool:
+        """Whether there is an object at a path."""
+        try:
+            self.get(path)
+        except ApiError as error:
+            if error.status == 404:
+                return False
+            raise
+        return True
+
     def create(self, path: str, content: Mapping[str, object]) -> bool:
         """Creates an object in the list at a path; False where it exists."""
         try:

@@ -9,12 +9,12 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cluster import cgroups, configuration, images, network, nodes, parts, processes, storage, tools
 from cluster.api import Api
-from cluster.place import SYSTEM_FOLDERS, Place
+from cluster.place import SHARED_FOLDERS, SYSTEM_FOLDERS, Place
 
 AFTER_THE_API_SERVER = (
     parts.controllers,
@@ -66,6 +66,7 @@ def up(place: Place) -> list[str]:
         nodes.wait_until_ready(api)
         # It looks for its node once, waits long for one that is not there, and ends when the address changes.
         started += _start(place, [parts.proxy])
+        _wait_for_an_account(place, api)
     return started
 
 
@@ -87,6 +88,15 @@ def down(place: Place) -> None:
 
 def _start(place: Place, makers: Iterable[Callable[[Place], processes.Part]]) -> list[str]:
     return [part.name for part in (make(place) for make in makers) if processes.start(place, part)]
+
+
+def _wait_for_an_account(place: Place, api: Api, *, seconds: float = 60) -> None:
+    """Waits for the service account without which no pod of the default namespace is accepted."""
+    deadline = time.monotonic() + seconds
+    while not api.has("/api/v1/namespaces/default/serviceaccounts/default"):
+        if time.monotonic() > deadline:
+            raise processes.PartFailed(f"controller-manager made no service account in {seconds:.0f} s; see {place.logs}")
+        time.sleep(0.2)
 
 
 def _require_root(verb: str) -> None:
@@ -113,18 +123,25 @@ def _record_system_folders(place: Place) -> None:
 
 def _remove_folders(place: Place) -> None:
     record = place.state / "folders.json"
-    ours = [Path(name) for name in json.loads(record.read_text())] if record.exists() else []
-    # Where the folder is other people's too, only what is named after our network.
-    for path in Path("/var/lib/cni/results").glob("atelier-*"):
-        path.unlink()
-    for folder in (*ours, place.run, place.state):
+    created = [Path(name) for name in json.loads(record.read_text())] if record.exists() else []
+    for folder in (*(folder for folder in created if folder not in SHARED_FOLDERS), place.run, place.state):
         if mounts := _mounts(folder):
             raise StillMounted(f"{mounts[0]} cannot be unmounted; {folder} is left")
         shutil.rmtree(folder, ignore_errors=not folder.exists())
+    # Other runtimes and builders of images may use these by now: only what is ours, and the folders if nothing else is in them.
+    listening = Path("/proc/net/unix").read_text()
+    sockets = [path for path in Path("/run/containerd/s").glob("*") if str(path) not in listening]
+    sandboxes = [path.name.removeprefix("atelier-").removesuffix("-eth0") for path in Path("/var/lib/cni/results").glob("atelier-*")]
+    results = [path for sandbox in sandboxes for path in Path("/var/lib/cni/results").glob(f"*-{sandbox}-*")]
+    for path in (*sockets, *results):
+        path.unlink()
+    for folder in (Path("/run/containerd/s"), Path("/var/lib/cni/results"), *(folder for folder in created if folder in SHARED_FOLDERS)):
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _unmount(place: Place) -> None:
-    for folder in (place.run, place.state, *SYSTEM_FOLDERS[:3]):
+    for folder in (place.run, place.state, Path("/var/lib/kubelet")):
         # The deepest first; a namespace is let go a moment after its last process.
         for _ in range(20):
             for mount in _mounts(folder):

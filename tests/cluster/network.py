@@ -23,8 +23,9 @@ add rule ip {TABLE} postrouting ip saddr {POD_RANGE} ip daddr != {POD_RANGE} mas
 FORWARD = [["FORWARD", direction, POD_RANGE, "-j", "ACCEPT"] for direction in ("-s", "-d")]
 
 # Set by us (the first), by CNI and by the kubelet (panic on oops among them): put back when the cluster goes.
+FORWARDING = "net/ipv4/ip_forward"
 SETTINGS = (
-    "net/ipv4/ip_forward",
+    FORWARDING,
     "vm/overcommit_memory",
     "vm/panic_on_oom",
     "kernel/panic",
@@ -41,7 +42,7 @@ def up(place: Place) -> None:
     if not record.exists():
         before = {name: (KERNEL / name).read_text().strip() for name in SETTINGS if (KERNEL / name).exists()}
         record.write_text(json.dumps(before))
-    (KERNEL / SETTINGS[0]).write_text("1")
+    (KERNEL / FORWARDING).write_text("1")
     if not _exists(INTERFACE):
         # A bridge without ports, since not every kernel has dummy interfaces.
         _run("ip", "link", "add", INTERFACE, "type", "bridge")
@@ -65,7 +66,10 @@ def down(place: Place) -> None:
         _run("ip", "link", "delete", INTERFACE)
     record = place.state / "kernel.json"
     if record.exists():
-        for name, value in json.loads(record.read_text()).items():
+        before = json.loads(record.read_text())
+        if _others_forward():
+            del before[FORWARDING]
+        for name, value in before.items():
             (KERNEL / name).write_text(value)
 
 
@@ -74,6 +78,11 @@ def _drops_what_is_forwarded() -> bool:
         return False
     listed = subprocess.run(["iptables", "-S", "FORWARD"], capture_output=True, text=True)
     return "-P FORWARD DROP" in listed.stdout
+
+
+def _others_forward() -> bool:
+    """Whether containers of somebody else (docker, buildah) have a bridge, which needs forwarding too."""
+    return any(path.parent.name != INTERFACE for path in Path("/sys/class/net").glob("*/bridge"))
 
 
 def _exists(interface: str) -> bool:

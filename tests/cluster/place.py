@@ -34,10 +34,10 @@ PORT_NAMES = (
     "kwok",
 )
 
-# Names that kubelet, containerd and CNI have compiled in. Those that were not there before the cluster are removed with it.
-SYSTEM_FOLDERS = tuple(
-    Path(name) for name in ("/run/containerd", "/var/lib/cni", "/var/lib/kubelet", "/var/log/containers", "/var/log/pods")
-)
+# Names that kubelet, containerd and CNI have compiled in. Those that were not there before the cluster are removed with it; of the shared
+# ones only what is the cluster's.
+SHARED_FOLDERS = (Path("/run/containerd"), Path("/var/lib/cni"))
+SYSTEM_FOLDERS = (*SHARED_FOLDERS, Path("/var/lib/kubelet"), Path("/var/log/containers"), Path("/var/log/pods"))
 
 
 class NoFreePort(Exception):
