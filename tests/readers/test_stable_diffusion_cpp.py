@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import venv
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from atelier.formats import lora, single_file
 from atelier.formats.lora_names import Naming
+from atelier.formats.tensorfile import TensorFile
 from atelier.graphs.random_model import SD15, write_random_model
 
 pytestmark = [pytest.mark.readers, pytest.mark.timeout(1800)]
@@ -62,7 +64,10 @@ def test_a_single_file_and_a_lora_load_and_draw(reader: Path, written: Path, tmp
     done = subprocess.run([*map(str, command), "a fox", "a fox<lora:az:1>"], capture_output=True, text=True, check=False)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-3000:]
-    assert "unknown tensor" not in said and "not in model file" not in said and "unused lora" not in said.lower()
-    plain, adapted = (np.asarray(Image.open(tmp_path / f"{index}.png"), dtype=np.float32) for index in range(2))
+    assert "unknown tensor" not in said and "not in model file" not in said
+    # With `alpha` tensors three a module; it says how many of them it has used.
+    (applied, of) = re.findall(r"\((\d+) / (\d+)\) LoRA tensors have been applied", said)[0]
+    assert applied == of and int(of) == len(TensorFile(written / "loras" / "az.safetensors").entries)
+    plain, adapted = (np.asarray(Image.open(tmp_path / f"{index}.png").convert("RGB"), dtype=np.float32) for index in range(2))
     assert plain.shape == (128, 128, 3) and plain.std() > 1
     assert float(np.abs(plain - adapted).max()) > 5
