@@ -11,9 +11,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from atelier import base_model
-from atelier.artifacts.catalog import Catalog
+from atelier.artifacts.catalog import Catalog, Record
 from atelier.artifacts.importing import examine
-from atelier.artifacts.manifest import File, Manifest, hash_file
+from atelier.artifacts.manifest import File, Kind, Manifest, hash_file
 from atelier.artifacts.servicer import ArtifactsServicer
 from atelier.artifacts.signing import PUBLIC, Signer
 from atelier.artifacts.spool import Spool
@@ -83,7 +83,10 @@ async def control(settings: Settings, services: Sequence[str], *, gpu: str) -> A
     ledger, spool = JobLedger(database), Spool(settings.data / "spool")
     await asyncio.to_thread(_sweep, catalog.store, spool, alone=set(services) == set(SERVICES))
     tokens = JobTokens(internal_token.encode())
-    artifacts = ArtifactsServicer(catalog=catalog, spool=spool, import_roots=settings.import_roots, allow_download=settings.allow_download)
+    artifacts = ArtifactsServicer(
+        catalog=catalog, spool=spool, import_roots=settings.import_roots, allow_download=settings.allow_download,
+        on_deleted=lambda record: _forget_run(record, ledger, catalog.store),
+    )  # fmt: skip
     serving = _serving(settings, services, catalog, database, ledger, internal_token, gpu)
     async with AsyncExitStack() as stack:
         attempts = AttemptsServicer(ledger=ledger, catalog=catalog, spool=spool, tokens=tokens)
@@ -132,6 +135,13 @@ def _bring_base_model(catalog: Catalog) -> None:
         files.append(File(path=name, size=path.stat().st_size, sha256=hash_file(path)))
         catalog.store.put_blob(path, files[-1])
     catalog.commit(Manifest(kind=found.kind, files=tuple(files)), tags=[base_model.TAG])
+
+
+def _forget_run(record: Record, ledger: JobLedger, store: Store) -> None:
+    """With the record of a run go its checkpoints: nothing names them any more."""
+    if record.manifest.kind is Kind.RUN and record.job:
+        ledger.forget_checkpoints(record.job)
+        store.delete_below(f"checkpoints/{record.job.removeprefix('jobs/')}/")
 
 
 def _sweep(store: Store, spool: Spool, *, alone: bool) -> None:

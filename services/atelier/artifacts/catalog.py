@@ -135,24 +135,24 @@ class Catalog:
 
         return self.get(self._database.write(move))
 
-    def delete(self, name: str, *, validate_only: bool = False) -> None:
-        """Forgets an artifact. Raises FAILED_PRECONDITION naming what uses it."""
+    def delete(self, name: str, *, validate_only: bool = False) -> Record:
+        """Forgets an artifact, and gives what it was. Raises FAILED_PRECONDITION naming what uses it."""
+        record = self.get(name)
 
-        def forget(session: Session) -> str:
-            digest = self._row(session, name).digest
-            session.get(ArtifactRow, digest, with_for_update=True)  # whoever wants to use it waits, see `use`
-            users = sorted(session.scalars(select(ArtifactUse.user).where(ArtifactUse.digest == digest)))
+        def forget(session: Session) -> None:
+            session.get(ArtifactRow, record.digest, with_for_update=True)  # whoever wants to use it waits, see `use`
+            users = sorted(session.scalars(select(ArtifactUse.user).where(ArtifactUse.digest == record.digest)))
             if users:
-                sentence = f"artifacts/{digest} is in use by {', '.join(users)}: delete or change those first"
+                sentence = f"{record.name} is in use by {', '.join(users)}: delete or change those first"
                 raise failed_precondition("ARTIFACT_IN_USE", sentence, users=",".join(users))
             if not validate_only:
-                session.execute(delete(TagRow).where(TagRow.digest == digest))
-                session.execute(delete(ArtifactRow).where(ArtifactRow.digest == digest))
-            return digest
+                session.execute(delete(TagRow).where(TagRow.digest == record.digest))
+                session.execute(delete(ArtifactRow).where(ArtifactRow.digest == record.digest))
 
-        digest = self._database.write(forget)
+        self._database.write(forget)
         if not validate_only:
-            self.store.delete_manifest(digest)
+            self.store.delete_manifest(record.digest)
+        return record
 
     def find(self, kind: Kind, key: str) -> Record | None:
         """The newest artifact of a kind whose metadata has this `key`."""

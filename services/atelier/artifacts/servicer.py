@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,20 @@ MAX_TAGS = 16
 class ArtifactsServicer(artifact_pb2_grpc.ArtifactsServicer):
     """Brings artifacts in and out."""
 
-    def __init__(self, *, catalog: Catalog, spool: Spool, import_roots: Sequence[Path] = (), allow_download: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        spool: Spool,
+        import_roots: Sequence[Path] = (),
+        allow_download: bool = False,
+        on_deleted: Callable[[Record], None] = lambda record: None,
+    ) -> None:
         self._catalog = catalog
         self._spool = spool
         self._import_roots = list(import_roots)
         self._allow_download = allow_download
+        self._on_deleted = on_deleted
 
     async def Upload(self, request_iterator: AsyncIterator[artifact_pb2.UploadRequest], context: Any) -> artifact_pb2.Artifact:  # type: ignore[override]
         """Takes the header, then pieces; commits when all is there and has been looked at."""
@@ -102,7 +111,9 @@ class ArtifactsServicer(artifact_pb2_grpc.ArtifactsServicer):
         """Deletes what nothing uses."""
         if not request.name.startswith("artifacts/"):
             raise invalid_field("name", "give the full `artifacts/{digest}`: a tag may have moved")
-        await asyncio.to_thread(lambda: self._catalog.delete(request.name, validate_only=request.validate_only))
+        record = await asyncio.to_thread(lambda: self._catalog.delete(request.name, validate_only=request.validate_only))
+        if not request.validate_only:
+            await asyncio.to_thread(self._on_deleted, record)
         return artifact_pb2.DeleteArtifactResponse()
 
     async def Import(self, request: artifact_pb2.ImportRequest, context: Any) -> artifact_pb2.Artifact:  # type: ignore[override]

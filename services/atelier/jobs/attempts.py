@@ -176,6 +176,8 @@ class AttemptsServicer(attempt_pb2_grpc.AttemptsServicer):
     async def _receive(self, files: Mapping[str, File], chunk: artifact_pb2.FileChunk) -> None:
         if chunk.sha256 not in files:
             raise invalid_field("chunk.sha256", "is not of a file that the header announced; the header comes first")
+        if not chunk.offset:  # a worker begins anew when it was cut off
+            await asyncio.to_thread(self._spool.drop, chunk.sha256)
         await asyncio.to_thread(self._spool.write, files[chunk.sha256], chunk.offset, chunk.data)
 
     def _append(self, request: attempt_pb2.AppendRequest) -> bool:

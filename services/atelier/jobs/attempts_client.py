@@ -10,10 +10,10 @@ from typing import TypeVar
 
 import grpc
 
-from atelier.artifacts.manifest import File, Kind, Manifest
+from atelier.artifacts.manifest import File, Kind, Manifest, hash_file
 from atelier.artifacts.messages import files_to_messages, kind_to_enum
 from atelier.artifacts.store import PIECE_BYTES
-from atelier.errors import AtelierError
+from atelier.errors import AtelierError, data_loss
 from atelier.rpc.channel import channel
 from atelier.rpc.status import from_call, to_proto
 from atelier.rpc.tls import Tls
@@ -110,6 +110,10 @@ class AttemptsClient:
                     with path.open("r+b") as file:
                         file.seek(response.chunk.offset)
                         file.write(response.chunk.data)
+            damaged = sorted(path.name for sha256, paths in targets.items() for path in paths if hash_file(path) != sha256)
+            if damaged:
+                sentence = f"checkpoint {first.step} is damaged in the store ({', '.join(damaged)}): resume from an earlier one"
+                raise data_loss("DIGEST_MISMATCH", sentence)
             return first.step
 
         try:

@@ -183,6 +183,11 @@ class JobLedger:
         with self._database.transaction() as session:
             return _checkpoints(session, _row(session, name).id)
 
+    def forget_checkpoints(self, name: str) -> None:
+        """Nobody will resume from them; what they have in the store is the caller's to delete. A job that is gone is fine."""
+        with self._database.transaction() as session:
+            session.execute(delete(CheckpointRow).where(CheckpointRow.job == name.removeprefix("jobs/")))
+
     def complete(self, name: str, attempt: int, *, state: State, outputs: Sequence[Output] = (), error: bytes = b"") -> Job:
         """Ends the job."""
         assert state in ENDED

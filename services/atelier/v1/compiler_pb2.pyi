@@ -54,7 +54,7 @@ class _EnginePrecision:
 class _EnginePrecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EnginePrecision.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ENGINE_PRECISION_UNSPECIFIED: _EnginePrecision.ValueType  # 0
-    """bf16 where the device has it, else fp32 on a CPU and fp16 on CUDA."""
+    """On CUDA bf16 where the device has it, else fp16. On a CPU the faster of bf16 and fp32, measured; fp32 where bf16 fails parity."""
     ENGINE_PRECISION_FP32: _EnginePrecision.ValueType  # 1
     """32-bit floats."""
     ENGINE_PRECISION_BF16: _EnginePrecision.ValueType  # 2
@@ -66,7 +66,7 @@ class EnginePrecision(_EnginePrecision, metaclass=_EnginePrecisionEnumTypeWrappe
     """Precision of an engine."""
 
 ENGINE_PRECISION_UNSPECIFIED: EnginePrecision.ValueType  # 0
-"""bf16 where the device has it, else fp32 on a CPU and fp16 on CUDA."""
+"""On CUDA bf16 where the device has it, else fp16. On a CPU the faster of bf16 and fp32, measured; fp32 where bf16 fails parity."""
 ENGINE_PRECISION_FP32: EnginePrecision.ValueType  # 1
 """32-bit floats."""
 ENGINE_PRECISION_BF16: EnginePrecision.ValueType  # 2

@@ -138,7 +138,6 @@ def test_grpc_says_nothing_of_its_own(shell: Shell, tmp_path: Path) -> None:
 )
 def test_a_place_that_cannot_be_written_is_named_before_any_work(line: str, shell: Shell) -> None:
     (shell.folder / "file").write_text("")
-    for place in (shell.folder / "file" / "result", Path("/proc/result")):
-        assert shell(line.format(place)) == 1
-        assert f"{place} cannot be written" in shell.err or place.parts[1] == "proc"
-    assert not shell.fake.requests
+    assert shell(line.format(shell.folder / "file" / "result")) == 1
+    assert "/result" in shell.err and f"{shell.folder}/file is a file" in shell.err
+    assert not shell.fake.asked
