@@ -36,7 +36,10 @@ def base_model(name: str, context: JobContext, accelerator: Accelerator) -> Loca
         return artifact
     folder = context.workdir / "base"
     if accelerator.is_main_process:
-        single_file.to_diffusers(next(artifact.folder.glob("*.safetensors")), folder)
+        try:
+            single_file.to_diffusers(next(artifact.folder.glob("*.safetensors")), folder)
+        except ValueError as error:
+            raise invalid_field("pretrained_model_name_or_path", str(error), reason="BAD_MODEL") from error
     digest = context.publish("base", Kind.MODEL, folder, sources=[Source(role="single_file", digest=artifact.digest)])
     return LocalArtifact(digest=digest, manifest=artifact.manifest, folder=folder)
 
