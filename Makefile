@@ -61,12 +61,12 @@ check: setup ## ruff, mypy, import contracts, buf lint and breaking, generated c
 	$(RUN) ruff format --check services tests
 	$(RUN) mypy
 	$(RUN) lint-imports
-	$(RUN) buf lint
-	$(RUN) buf breaking --against protos/released.binpb
+	$(RUN) buf lint protos
+	$(RUN) buf breaking protos --against protos/released.binpb
 	$(RUN) python protos/generate.py --check
 
 protos: setup ## Generates services/atelier/v1 from protos/
-	$(RUN) buf lint
+	$(RUN) buf lint protos
 	$(RUN) python protos/generate.py
 
 bench: setup ## Measures against the peers in one run, writes docs/benchmarks.md (PEERS=DIR: diffusers' examples)
