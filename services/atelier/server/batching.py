@@ -33,14 +33,20 @@ class StepLoop:
     """
 
     def __init__(
-        self, *, device: str = "cpu", max_waiting: int = 64, max_live: int = 64, on_lost: Callable[[], None] = lambda: None
+        self,
+        *,
+        device: str = "cpu",
+        max_waiting: int = 64,
+        max_live: int = 64,
+        costs: Costs | None = None,
+        on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         self._device = device
         self._on_lost = on_lost
         self._inbox: queue.Queue[Request | None] = queue.Queue(max_waiting)
         self._max_live = max_live
         self._live: list[Picture] = []
-        self._costs = Costs()
+        self._costs = costs or Costs()
         self._ticks = 0
         self._tick_began: float | None = None
         self._worked = time.monotonic()
