@@ -12,8 +12,11 @@ RUN := PATH=$(BIN):$$PATH
 CLUSTER := PYTHONPATH=tests $(or $(wildcard $(BIN)/python),$(PYTHON)) -m cluster
 STAMP := $(VENV)/.installed
 
+# A part of constraints.txt: for extras $(1), into images/$(2).txt.
+PART = uv pip compile pyproject.toml --extra $(1) -c constraints.txt --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate --python-version 3.11 -o images/$(2).txt
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu test-readers test-cluster cluster cluster-down check protos bench lock
+.PHONY: help setup demo test test-slow test-gpu test-readers test-cluster cluster cluster-down check protos bench images lock
 
 help: ## Shows this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -72,5 +75,10 @@ protos: setup ## Generates services/atelier/v1 from protos/
 bench: setup ## Measures against the peers in one run, writes docs/benchmarks.md (PEERS=DIR: diffusers' examples)
 	$(RUN) PYTHONPATH=tests python -m bench --peers "$(PEERS)"
 
-lock: ## Resolves pyproject.toml into constraints.txt and constraints-tensorrt.txt (needs uv)
+images: setup ## Builds the container images with buildah, podman or docker (BASE, TORCH=cpu, TENSORRT=1, ONLY=control)
+	$(RUN) python images/build.py $(if $(ONLY),--only $(ONLY))
+
+lock: ## Resolves pyproject.toml into constraints.txt, and parts of it for the images (needs uv)
 	uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11 -U -o constraints.txt
+	$(call PART,control,control)
+	$(call PART,control --extra node,ml)

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from atelier.cli.session import session_of
 from atelier.client.client import Client
-from atelier.errors import AtelierError, Status
+from atelier.errors import AtelierError, Status, invalid_field
 from atelier.v1 import server_pb2
 
 
@@ -52,6 +52,9 @@ def create_or_update(client: Client, name: str, wanted: server_pb2.Deployment) -
     except AtelierError as error:
         if error.status is not Status.ALREADY_EXISTS:
             raise
+    there = client.deployments.get(name).pool
+    if wanted.pool and wanted.pool != there:
+        raise invalid_field("--pool", f"{name} is on {there} and cannot move: undeploy it first, or choose another name")
     return client.deployments.update(name, wanted, "model", "serve_eager", "compile", "max_steps", "max_count")
 
 

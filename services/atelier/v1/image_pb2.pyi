@@ -79,7 +79,7 @@ class GenerateRequest(_message.Message):
     negative_prompt: _builtins.str
     """What is not."""
     width: _builtins.int
-    """Width in pixels, a multiple of 64; 0: the model's own."""
+    """Width in pixels, a multiple of 64; 0: the model's own. Width times height is at most 1024 x 1344, so that a picture fits into a message."""
     height: _builtins.int
     """Height in pixels, a multiple of 64; 0: the model's own."""
     steps: _builtins.int

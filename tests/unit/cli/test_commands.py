@@ -99,6 +99,13 @@ def test_deploy_again_changes_the_model_without_a_restart(stocked: Shell) -> Non
     assert request.deployment.name == "deployments/fox" and "model" in request.update_mask.paths
 
 
+def test_a_deployment_does_not_move_to_another_pool(stocked: Shell) -> None:
+    stocked.fake.answers["CreateDeployment"] = [AtelierError(Status.ALREADY_EXISTS, "DEPLOYMENT_EXISTS", "there is one")]
+    stocked.fake.answers["GetDeployment"] = [server_pb2.Deployment(name="deployments/fox", pool="pools/local")]
+    assert stocked("deploy base --name fox --pool pools/other --no-wait") == 1
+    assert "fox is on pools/local and cannot move" in stocked.err and not stocked.fake.requests("UpdateDeployment")
+
+
 def test_deployments_and_pools_are_tables(stocked: Shell) -> None:
     stocked("deploy base --name fox")
     fingerprint = server_pb2.Fingerprint(product="cpu-x86-64-v4", backends={"openvino": "2026.4"})
