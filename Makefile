@@ -60,8 +60,8 @@ cluster-down: ## Removes that Kubernetes, but not what was built
 	@$(CLUSTER) down
 
 check: setup ## ruff, mypy, import contracts, buf lint and breaking, generated code without drift
-	$(RUN) ruff check services tests
-	$(RUN) ruff format --check services tests
+	$(RUN) ruff check services tests images
+	$(RUN) ruff format --check services tests images
 	$(RUN) mypy
 	$(RUN) lint-imports
 	$(RUN) buf lint protos

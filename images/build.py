@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 TARGETS = ("control", "trainer", "converter", "compiler", "node")
 PYTHON = "python:3.11-slim-bookworm"
 DEBIAN = "localhost/atelier-base:bookworm"
+AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 TRIMMED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/lib/apt/lists", "var/cache/apt", "var/log")
 """What a base folder does without."""
 
@@ -22,7 +23,7 @@ TRIMMED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info
 def main() -> None:
     """Builds the wheel, the base where there is none to be had, and the targets."""
     parser = argparse.ArgumentParser(prog="make images", description=__doc__)
-    parser.add_argument("--base", default=os.environ.get("BASE", ""), help=f"base image; {PYTHON}, or a Debian folder where it cannot be had")
+    parser.add_argument("--base", default=os.environ.get("BASE", ""), help=f"base image; {PYTHON}, or where it cannot be had a Debian")
     parser.add_argument("--torch", default=os.environ.get("TORCH") or "cuda", choices=("cuda", "cpu", "default"))
     parser.add_argument("--tensorrt", default=os.environ.get("TENSORRT") or "0", choices=("0", "1"))
     parser.add_argument("--only", action="append", choices=TARGETS, help="some targets")
@@ -39,7 +40,7 @@ def main() -> None:
         "REVISION": subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip(),
     }
     for target in given.only or TARGETS:
-        print(f"== {target}", flush=True)
+        say(f"== {target}")
         build(tool, target, arguments)
 
 
@@ -59,7 +60,7 @@ def base(tool: str) -> str:
         return DEBIAN
     if os.getuid() or not shutil.which("debootstrap"):
         sys.exit(f"no registry has {PYTHON}: name a base (BASE=...), or run as root with debootstrap installed")
-    print(f"no registry has {PYTHON}; the base is made by debootstrap", flush=True)
+    say(f"no registry has {PYTHON}; the base is made by debootstrap")
     with tempfile.TemporaryDirectory() as place:
         root = Path(place) / "root"
         include = "--include=ca-certificates,python3,python3-venv"
@@ -78,7 +79,7 @@ def build(tool: str, target: str, arguments: dict[str, str]) -> None:
         command += ["--layers", "--format", "docker", "--ulimit", "nofile=20000:20000", "--ulimit", "nproc=4096:4096", "--timestamp", "0"]
         authorities = os.environ.get("SSL_CERT_FILE")
         if authorities:
-            command += ["--volume", f"{authorities}:/etc/ssl/certs/ca-certificates.crt:ro", "--build-arg", "PIP_CERT=/etc/ssl/certs/ca-certificates.crt"]
+            command += ["--volume", f"{authorities}:{AUTHORITIES}:ro", "--build-arg", f"PIP_CERT={AUTHORITIES}"]
     for name, value in arguments.items():
         command += ["--build-arg", f"{name}={value}"]
     subprocess.run([*command, "."], cwd=ROOT, check=True)
@@ -92,6 +93,12 @@ def _import(tool: str, root: Path) -> None:
         return
     with subprocess.Popen(["tar", "-C", str(root), "-c", "."], stdout=subprocess.PIPE) as tar:
         subprocess.run([tool, "import", "-", DEBIAN], stdin=tar.stdout, check=True, stdout=subprocess.DEVNULL)
+
+
+def say(line: str) -> None:
+    """A line of progress."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def _quiet(command: list[str]) -> bool:

@@ -10,6 +10,7 @@ import servers
 from sqlalchemy.orm import Session
 
 from atelier.artifacts.catalog import ArtifactRow, Catalog
+from atelier.artifacts.manifest import File, Kind, Manifest
 from atelier.artifacts.store import Store
 from atelier.errors import AtelierError, Status
 from atelier.jobs.events import log_event
@@ -18,9 +19,9 @@ from atelier.jobs.ledger import JobLedger
 from atelier.ledger import ArtifactUse, Database, Place, now
 
 
-def add_artifact(database: Database, digest: str) -> None:
+def add_artifact(database: Database, digest: str, manifest: bytes | None = None) -> None:
     with database.transaction() as session:
-        session.add(ArtifactRow(digest=digest, kind="MODEL", key="", job="", signature=b"", create_time=now()))
+        session.add(ArtifactRow(digest=digest, kind="MODEL", key="", job="", signature=b"", create_time=now(), manifest=manifest))
 
 
 def new(**values: object) -> NewJob:
@@ -51,8 +52,9 @@ def test_what_is_deleted_and_taken_at_once_is_one_of_both(ledger_url: str, datab
 
     outcomes = set()
     for number in range(12):
-        digest = f"{number:064x}"
-        add_artifact(database, digest)
+        manifest = Manifest(kind=Kind.MODEL, files=(File(path="a", size=1, sha256="a" * 64),), metadata={"number": number})
+        digest = manifest.digest
+        add_artifact(database, digest, manifest.canonical_json())
         with ThreadPoolExecutor(2) as pool:
             outcomes.add(tuple(pool.map(lambda index, digest=digest: attempt(index, digest), range(2))))  # type: ignore[misc]
     assert outcomes <= {("taken", "ARTIFACT_IN_USE"), ("ARTIFACT_NOT_FOUND", "deleted")}

@@ -52,8 +52,7 @@ def create_or_update(client: Client, name: str, wanted: server_pb2.Deployment) -
     except AtelierError as error:
         if error.status is not Status.ALREADY_EXISTS:
             raise
-    there = client.deployments.get(name).pool
-    if wanted.pool and wanted.pool != there:
+    if wanted.pool and wanted.pool != (there := client.deployments.get(name).pool):
         raise invalid_field("--pool", f"{name} is on {there} and cannot move: undeploy it first, or choose another name")
     return client.deployments.update(name, wanted, "model", "serve_eager", "compile", "max_steps", "max_count")
 
