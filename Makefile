@@ -59,9 +59,10 @@ cluster: ## Brings up a Kubernetes on this machine, built from source (root), un
 cluster-down: ## Removes that Kubernetes, but not what was built
 	@$(CLUSTER) down
 
-check: setup ## ruff, mypy, import contracts, buf lint and breaking, generated code without drift
+check: setup ## ruff, mypy, hadolint, import contracts, buf lint and breaking, generated code without drift
 	$(RUN) ruff check services tests images
 	$(RUN) ruff format --check services tests images
+	$(RUN) hadolint images/Dockerfile
 	$(RUN) mypy
 	$(RUN) lint-imports
 	$(RUN) buf lint protos

@@ -42,6 +42,7 @@ def main() -> None:
     for target in given.only or TARGETS:
         say(f"== {target}")
         build(tool, target, arguments)
+        bill_of_materials(target)
 
 
 def wheel() -> None:
@@ -83,6 +84,13 @@ def build(tool: str, target: str, arguments: dict[str, str]) -> None:
     for name, value in arguments.items():
         command += ["--build-arg", f"{name}={value}"]
     subprocess.run([*command, "."], cwd=ROOT, check=True)
+
+
+def bill_of_materials(target: str) -> None:
+    """`dist/TARGET.cdx.json`: the Python packages in the image, in CycloneDX's form, as the lock has them."""
+    lock = "images/control.txt" if target == "control" else "images/ml.txt"
+    command = [str(Path(sys.executable).with_name("cyclonedx-py")), "requirements", lock, "--pyproject", "pyproject.toml"]
+    subprocess.run([*command, "-o", f"dist/{target}.cdx.json"], cwd=ROOT, check=True)
 
 
 def _import(tool: str, root: Path) -> None:
