@@ -25,10 +25,15 @@ def done(client: Client, job: job_pb2.Job, role: str) -> str:
     return next(output.artifact for output in ended.outputs if output.role == role)
 
 
+@pytest.fixture
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("atelier")
+
+
 @pytest.fixture(params=["alone", "for a network"])
-def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+def client(request: pytest.FixtureRequest, data: Path) -> Iterator[Client]:
     """Alone: SQLite and a folder, on loopback. For a network: Postgres, S3, and TLS in both directions on every port but the probes'."""
-    data, tls, environment = tmp_path_factory.mktemp("atelier"), None, {}
+    tls, environment = None, {}
     if request.param == "for a network":
         authority = Authority(data / "authority")
         pair = authority.sign("atelier")
@@ -58,7 +63,7 @@ def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield stack.enter_context(Client(f"{host}:{ports['server']}", token, tls=tls))
 
 
-def test_pictures_become_a_picture(client: Client, tmp_path: Path) -> None:
+def test_pictures_become_a_picture(client: Client, data: Path, tmp_path: Path) -> None:
     for index in range(3):
         Image.new("RGB", (128, 128), (90 * index, 20, 200)).save(tmp_path / f"{index}.png")
     pictures = client.artifacts.upload(tmp_path, tags=["pictures"])
@@ -83,3 +88,7 @@ def test_pictures_become_a_picture(client: Client, tmp_path: Path) -> None:
     # The lineage leads from the endpoint to the pictures.
     sources = {s.role: s.artifact for name in (model, webui, lora) for s in client.artifacts.get(name).sources}
     assert sources["dataset"] == pictures.name
+    # Prompts and secrets stay out of logs.
+    logs = [path for path in (*data.glob("*.txt"), *data.rglob("*.log")) if path.stat().st_size]
+    secrets = [b"sks emoji", *(path.read_bytes().strip() for path in (data / "keys").glob("*token"))]
+    assert len(logs) >= 8 and not [path for path in logs for secret in secrets if secret in path.read_bytes()]
