@@ -94,7 +94,7 @@ async def control(settings: Settings, services: Sequence[str], *, gpu: str) -> A
         internal = await stack.enter_async_context(
             server.serving(settings.internal_listen, inner, authorize=_internal(internal_token), tls=tls, grace_seconds=2)
         )
-        internal_target = f"{settings.internal_host or settings.own_host}:{internal.port}"
+        internal_target = f"{settings.internal_host or settings.reached(settings.internal_listen)}:{internal.port}"
         told = {"ATELIER_ATTEMPTS": internal_target, "ATELIER_PUBLIC_KEY": str(keys / PUBLIC)}
         launcher = LocalLauncher(
             environment=told | (tls.as_environment() if tls else {}),
@@ -114,7 +114,8 @@ async def control(settings: Settings, services: Sequence[str], *, gpu: str) -> A
                 settings.listen, public, authorize=auth.bearer_token(opening), handlers=[passed], reflected=passed.names, tls=tls
             )
         )
-        address, health_port = Address(f"{_reached(settings)}:{bound.port}", opening.all[0], tls), 0
+        target = f"{'https://' if tls else ''}{settings.reached(settings.listen)}:{bound.port}"
+        address, health_port = Address(target, opening.all[0], tls), 0
         if settings.health_listen:
             health_port = await stack.enter_async_context(server.plain_health(settings.health_listen, bound.health))
         if serving:
@@ -196,13 +197,6 @@ def _file(given: Path | None, own: Path) -> Path:
     if given is None:
         read_or_make(own)
     return given or own
-
-
-def _reached(settings: Settings) -> str:
-    """How this machine itself reaches the port that clients use."""
-    host = settings.listen.rpartition(":")[0]
-    everywhere = host.strip("[]") in ("0.0.0.0", "::")
-    return f"https://{settings.own_host}" if settings.tls else settings.own_host if everywhere else host
 
 
 def _job_services(own: Sequence[str], catalog: Catalog, ledger: JobLedger, reconciler: Reconciler, gpu: str) -> list[Service]:

@@ -110,10 +110,12 @@ class Settings(BaseSettings):
             return None
         return Tls(certificate=self.tls_cert, key=self.tls_key, ca=self.tls_ca, client_ca=self.tls_client_ca)
 
-    @property
-    def own_host(self) -> str:
-        """This machine as its own calls name it: by a name that a certificate can have."""
-        return "localhost" if self.tls else "127.0.0.1"
+    def reached(self, listen: str) -> str:
+        """The host by which this machine itself reaches an address that it listens on: under TLS by a name that a certificate can have."""
+        host = listen.rpartition(":")[0]
+        if is_loopback(host) or host.strip("[]") in ("0.0.0.0", "::"):
+            return "localhost" if self.tls else host if is_loopback(host) else "127.0.0.1"
+        return host
 
     @property
     def ledger_url(self) -> str:

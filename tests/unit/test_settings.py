@@ -53,7 +53,15 @@ def test_what_others_can_reach_needs_tls_or_a_word(monkeypatch: pytest.MonkeyPat
             tls = read(data=tmp_path).tls
             assert tls is not None and tls.certificate == Path("/tls/tls.crt") and tls.client_ca is None
     for host in ("127.0.0.1", "localhost", "[::1]", "127.1.2.3"):
-        assert read(data=tmp_path, listen=f"{host}:1").own_host == "127.0.0.1"
+        assert read(data=tmp_path, listen=f"{host}:1").listen == f"{host}:1"
+
+
+def test_this_machine_reaches_itself_by_a_name_that_a_certificate_can_have(tmp_path: Path) -> None:
+    plain = read(data=tmp_path, insecure=True)
+    encrypted = read(data=tmp_path, tls_cert="/tls/tls.crt", tls_key="/tls/tls.key")
+    hosts = ("127.0.0.1", "[::1]", "0.0.0.0", "[::]", "10.1.2.3")
+    assert [plain.reached(f"{host}:1") for host in hosts] == ["127.0.0.1", "[::1]", "127.0.0.1", "127.0.0.1", "10.1.2.3"]
+    assert [encrypted.reached(f"{host}:1") for host in hosts] == ["localhost"] * 4 + ["10.1.2.3"]
 
 
 def test_half_of_tls_is_refused_and_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
