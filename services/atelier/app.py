@@ -123,8 +123,8 @@ def _run(settings: Settings, services: Sequence[str], *, on_ready: Callable[[Add
 async def _serve_until(settings: Settings, services: Sequence[str], wait: Callable[[], object], ready: Callable[[Address], object]) -> None:
     from atelier.control import control
 
-    async with control(settings, services, gpu=_gpu_label()) as running_control:
-        ready(running_control.address)
+    async with control(settings, services, gpu=_gpu_label()) as address:
+        ready(address)
         await wait()  # type: ignore[misc]
 
 

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -62,17 +61,12 @@ ABANDONED = timedelta(days=1)
 logger = logging.getLogger("atelier.control")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Control:
-    """A control process that answers at `address`; `health_port` is that of the plain health service, 0 where there is none."""
-
-    address: Address
-    health_port: int = 0
-
-
 @asynccontextmanager
-async def control(settings: Settings, services: Sequence[str], *, gpu: str) -> AsyncIterator[Control]:
-    """Runs `services` until the block ends: Ray ends first, then calls, then workers, after a checkpoint. `gpu`: the pool's label."""
+async def control(settings: Settings, services: Sequence[str], *, gpu: str) -> AsyncIterator[Address]:
+    """Runs `services` until the block ends: Ray ends first, then calls, then workers, after a checkpoint. `gpu`: the pool's label.
+
+    Gives where this machine itself reaches it.
+    """
     keys, tls = settings.data.absolute() / "keys", settings.tls
     opening = Tokens(_file(settings.token_file, keys / TOKEN))
     internal_token = Tokens(_file(settings.internal_token_file, keys / INTERNAL_TOKEN)).all[0]
@@ -115,12 +109,12 @@ async def control(settings: Settings, services: Sequence[str], *, gpu: str) -> A
             )
         )
         target = f"{'https://' if tls else ''}{settings.reached(settings.listen)}:{bound.port}"
-        address, health_port = Address(target, opening.all[0], tls), 0
+        address = Address(target, opening.all[0], tls)
         if settings.health_listen:
-            health_port = await stack.enter_async_context(server.plain_health(settings.health_listen, bound.health))
+            await stack.enter_async_context(server.plain_health(settings.health_listen, bound.health))
         if serving:
             await stack.enter_async_context(serving.started(internal_target=internal_target, own=address))
-        yield Control(address=address, health_port=health_port)
+        yield address
     database.close()
 
 

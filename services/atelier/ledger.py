@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, DateTime, Engine, MetaData, String, TypeDe
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, Session, mapped_column
 
-from atelier.errors import invalid_field, unavailable
+from atelier.errors import AtelierError, Status, invalid_field, unavailable
 
 T = TypeVar("T")
 
@@ -110,16 +110,17 @@ class Database:
     def transaction(self) -> Iterator[Session]:
         """A session that commits at the end, or rolls back and raises. Keep it short: SQLite lets one write at a time.
 
-        Raises UNAVAILABLE where the database does not answer.
+        Raises UNAVAILABLE where the database does not answer, RESOURCE_EXHAUSTED where its disk is full.
         """
         try:
             with Session(self.engine, expire_on_commit=False) as session, session.begin():
                 yield session
         except OperationalError as error:
-            if _broken_deadlock(error):
+            found = _translated(error)
+            if found is None:
                 raise
             logger.warning("the ledger failed: %s", error.orig)
-            raise unavailable("LEDGER_UNAVAILABLE", "the ledger does not answer: try again", retry_after_seconds=2.0) from error
+            raise found from error
 
     def write(self, work: Callable[[Session], T]) -> T:
         """What `work` gives, in a transaction; it is begun again where another process made the same row first, or a deadlock was broken.
@@ -133,7 +134,8 @@ class Database:
             except IntegrityError:
                 continue
             except OperationalError as error:
-                assert _broken_deadlock(error)
+                if not _broken_deadlock(error):
+                    raise
         with self.transaction() as session:
             return work(session)
 
@@ -145,6 +147,18 @@ class Database:
 def _with_driver(url: str) -> str:
     scheme, _, rest = url.partition("://")
     return f"postgresql+psycopg://{rest}" if scheme in ("postgresql", "postgres") else url
+
+
+def _translated(error: OperationalError) -> AtelierError | None:
+    """What a client is told; None for a deadlock, and for faults of ours, such as a table that is missing."""
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    if code is None:
+        known = not _broken_deadlock(error)
+    elif code & 0xFF == sqlite3.SQLITE_FULL:
+        return AtelierError(Status.RESOURCE_EXHAUSTED, "STORAGE_FULL", "the server's disk is full: make room there, then try again")
+    else:
+        known = code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
+    return unavailable("LEDGER_UNAVAILABLE", "the ledger does not answer: try again", retry_after_seconds=2.0) if known else None
 
 
 def _broken_deadlock(error: DBAPIError) -> bool:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import servers
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from atelier.artifacts.catalog import ArtifactRow, Catalog
@@ -17,6 +20,7 @@ from atelier.jobs.events import log_event
 from atelier.jobs.job import NewJob
 from atelier.jobs.ledger import JobLedger
 from atelier.ledger import ArtifactUse, Database, Place, now
+from atelier.migrations import migrate
 
 
 def add_artifact(database: Database, digest: str, manifest: bytes | None = None) -> None:
@@ -88,6 +92,20 @@ def test_a_ledger_that_is_away_is_unavailable() -> None:
         JobLedger(database).get("jobs/none")
     assert (caught.value.status, caught.value.reason) == (Status.UNAVAILABLE, "LEDGER_UNAVAILABLE")
     assert caught.value.retry_after_seconds and "127.0.0.1" not in caught.value.message
+
+
+def test_a_disk_that_is_full_is_said_and_a_fault_of_ours_is_no_outage(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'ledger.db'}")
+    migrate(database)
+    with database.transaction() as session:
+        pages = session.execute(text("PRAGMA page_count")).scalar()
+    with pytest.raises(AtelierError) as caught, database.transaction() as session:
+        session.execute(text(f"PRAGMA max_page_count = {pages}"))
+        session.add(ArtifactRow(digest="d" * 64, kind="MODEL", key="", job="", signature=b"x" * 100_000, create_time=now()))
+    assert (caught.value.status, caught.value.reason) == (Status.RESOURCE_EXHAUSTED, "STORAGE_FULL")
+    with pytest.raises(OperationalError, match="no such table"), database.transaction() as session:
+        session.execute(text("SELECT * FROM nowhere"))
+    database.close()
 
 
 def test_a_page_ends_where_the_next_begins() -> None:

@@ -36,7 +36,7 @@ class Address:
 def is_loopback(host: str) -> bool:
     """Whether a host is this machine, reached by nobody else."""
     bare = host.strip("[]")
-    if bare in ("localhost", "unix"):
+    if bare == "localhost":
         return True
     try:
         return ipaddress.ip_address(bare).is_loopback

@@ -13,7 +13,7 @@ from atelier.artifacts.manifest import File
 from atelier.errors import AtelierError, Status, failed_precondition, invalid_field, not_found
 from atelier.jobs.events import attempt_event, checkpoint_event, error_bytes, state_event
 from atelier.jobs.job import ENDED, Checkpoint, Event, Job, NewJob, Output, State
-from atelier.jobs.tables import CheckpointRow, EventRow, JobRow, RequestRow
+from atelier.jobs.tables import CheckpointRow, EventRow, JobRow, RequestRow, to_job
 from atelier.ledger import ArtifactUse, Database, Place, after, now
 
 
@@ -34,7 +34,7 @@ class JobLedger:
                 sentence = f"was used for jobs/{known.job} with another request: draw a new one"
                 raise invalid_field("request_id", sentence, reason="REQUEST_ID_REUSED")
             if known is not None and (row := session.get(JobRow, known.job)) is not None:
-                return _job(row)
+                return to_job(row)
             row = JobRow(
                 id=secrets.token_hex(6), service=new.service, method=new.method, spec=new.spec, state=State.PENDING, create_time=now(),
                 attempt=0, failures=0, last_sequence=0, progress=b"", error=b"", outputs=[], inputs=list(new.inputs),
@@ -47,14 +47,14 @@ class JobLedger:
                 session.add(RequestRow(method=new.method, request_id=new.request_id, body_sha256=new.body_sha256, job=row.id))
             use(session, f"jobs/{row.id}", new.inputs)
             _append(session, row, [state_event(State.PENDING)])
-            return _job(row)
+            return to_job(row)
 
         return self._database.write(accept)
 
     def get(self, name: str) -> Job:
         """By `jobs/{id}`. Raises NOT_FOUND."""
         with self._database.transaction() as session:
-            return _job(_row(session, name))
+            return to_job(_row(session, name))
 
     def page(self, *, state: State | None, page_size: int, page_token: str) -> tuple[list[Job], str]:
         """A page, newest first, and the token of the next."""
@@ -63,7 +63,7 @@ class JobLedger:
         if state is not None:
             query = query.where(JobRow.state == state)
         with self._database.transaction() as session:
-            jobs = [_job(row) for row in session.scalars(query)]
+            jobs = [to_job(row) for row in session.scalars(query)]
         page, more = jobs[:page_size], len(jobs) > page_size
         return page, Place(time=page[-1].create_time, key=page[-1].id).token if more else ""
 
@@ -73,7 +73,7 @@ class JobLedger:
             row = _row(session, name)
             query = select(EventRow).where(EventRow.job == row.id, EventRow.sequence > after_sequence)
             rows = session.scalars(query.order_by(EventRow.sequence).limit(limit))
-            return [Event(sequence=e.sequence, time=e.time, payload=e.payload) for e in rows], _job(row)
+            return [Event(sequence=e.sequence, time=e.time, payload=e.payload) for e in rows], to_job(row)
 
     def cancel(self, name: str) -> Job:
         """Asks a job to stop; one that waits is cancelled at once, one that has ended is left as it is."""
@@ -84,7 +84,7 @@ class JobLedger:
             elif row.state == State.RUNNING:
                 row.state = State.CANCELLING
                 _append(session, row, [state_event(State.CANCELLING)])
-            return _job(row)
+            return to_job(row)
 
     def delete(self, name: str) -> None:
         """Forgets a job that has ended; what it has in the store is the caller's to delete."""
@@ -103,14 +103,14 @@ class JobLedger:
         states = [str(state) for state in State if state not in ENDED]
         query = select(JobRow).where(JobRow.service.in_(services), JobRow.state.in_(states)).order_by(JobRow.create_time)
         with self._database.transaction() as session:
-            return [_job(row) for row in session.scalars(query)]
+            return [to_job(row) for row in session.scalars(query)]
 
     def requeue(self, name: str, reason: str, *, counts: bool, budget: int) -> Job:
         """A worker was lost: the job waits for another one, ends as cancelled if that was wanted, or fails when its budget is spent."""
         with self._database.transaction() as session:
             row = _row(session, name, lock=True)
             if row.state in ENDED or row.state == State.PENDING:
-                return _job(row)
+                return to_job(row)
             _append(session, row, [attempt_event(row.attempt, reason)])
             row.failures += counts
             if row.state == State.CANCELLING:
@@ -121,7 +121,7 @@ class JobLedger:
             else:
                 row.state = State.PENDING  # whatever still runs is fenced off: it writes to a job that runs, under the last attempt
                 _append(session, row, [state_event(State.PENDING)])
-            return _job(row)
+            return to_job(row)
 
     def log(self, name: str, payloads: Sequence[bytes]) -> None:
         """Adds events without a worker."""
@@ -144,7 +144,7 @@ class JobLedger:
                 row.state = State.RUNNING
                 events.append(state_event(State.RUNNING))
             _append(session, row, events)
-            return _job(row)
+            return to_job(row)
 
     def heartbeat(self, name: str, attempt: int) -> bool:
         """Says that the worker lives; tells whether it shall stop."""
@@ -165,7 +165,7 @@ class JobLedger:
     def check(self, name: str, attempt: int) -> Job:
         """The job, if this attempt is still the one that counts. Raises ABORTED."""
         with self._database.transaction() as session:
-            return _job(_fenced(session, name, attempt))
+            return to_job(_fenced(session, name, attempt))
 
     def checkpoint(self, name: str, attempt: int, new: Checkpoint, *, keep_full: int, keep_weights: int) -> tuple[list[str], bool]:
         """Commits a checkpoint with its event; gives the store keys of what is no longer kept, and whether the worker shall stop."""
@@ -195,7 +195,7 @@ class JobLedger:
             row = _fenced(session, name, attempt)
             row.outputs = [{"role": o.role, "digest": o.digest} for o in outputs]
             _end(session, row, state, error=error)
-            return _job(row)
+            return to_job(row)
 
 
 def _row(session: Session, name: str, *, lock: bool = False) -> JobRow:
@@ -244,13 +244,3 @@ def _prune(session: Session, job: str, *, keep_full: int, keep_weights: int) -> 
         else:
             session.delete(row)
     return dropped
-
-
-def _job(row: JobRow) -> Job:
-    return Job(
-        id=row.id, service=row.service, method=row.method, spec=row.spec, state=State(row.state), attempt=row.attempt,
-        failures=row.failures, create_time=row.create_time, start_time=row.start_time, end_time=row.end_time,
-        heartbeat_time=row.heartbeat_time, last_sequence=row.last_sequence, progress=row.progress, error=row.error,
-        inputs=tuple(row.inputs), reads=tuple(row.reads), outputs=tuple(Output(**o) for o in row.outputs), plan=tuple(row.plan),
-        tags=tuple(row.tags), processes=row.processes,
-    )  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import JSON, Index, LargeBinary, String
 from sqlalchemy.orm import Mapped, mapped_column
 
+from atelier.jobs.job import Job, Output, State
 from atelier.ledger import Base
 
 
@@ -66,3 +67,14 @@ class CheckpointRow(Base):
     step: Mapped[int] = mapped_column(primary_key=True)
     prefix: Mapped[str] = mapped_column(String(256))
     files: Mapped[list[Any]] = mapped_column(JSON)
+
+
+def to_job(row: JobRow) -> Job:
+    """The job as a value, good after its session."""
+    return Job(
+        id=row.id, service=row.service, method=row.method, spec=row.spec, state=State(row.state), attempt=row.attempt,
+        failures=row.failures, create_time=row.create_time, start_time=row.start_time, end_time=row.end_time,
+        heartbeat_time=row.heartbeat_time, last_sequence=row.last_sequence, progress=row.progress, error=row.error,
+        inputs=tuple(row.inputs), reads=tuple(row.reads), outputs=tuple(Output(**o) for o in row.outputs), plan=tuple(row.plan),
+        tags=tuple(row.tags), processes=row.processes,
+    )  # fmt: skip

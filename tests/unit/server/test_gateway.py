@@ -216,7 +216,7 @@ async def test_a_client_that_goes_away_ends_the_call_behind(tmp_path: Path) -> N
         call = stub.Generate(image_pb2.GenerateRequest(prompt="a fox"))
         await call.read()
         call.cancel()
-        await asyncio.wait_for(replicas.gone.wait(), 5)
+        assert await asyncio.wait_for(replicas.gone.wait(), 5)
 
 
 async def test_a_deployment_that_is_not_ready_says_why(tmp_path: Path) -> None:

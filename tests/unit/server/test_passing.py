@@ -98,7 +98,7 @@ async def test_a_client_that_goes_away_ends_the_call_behind() -> None:
         while not trainer.asked:
             await asyncio.sleep(0.02)
         call.cancel()
-        await asyncio.wait_for(trainer.gone.wait(), 5)
+        assert await asyncio.wait_for(trainer.gone.wait(), 5)
 
 
 async def test_a_process_that_is_away_is_named_and_its_address_is_not() -> None:
