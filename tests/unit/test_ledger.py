@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -122,3 +124,18 @@ def test_a_url_that_is_no_ledger_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(AtelierError, match="ATELIER_LEDGER") as caught:
         Database(url)
     assert "secret" not in caught.value.message
+
+
+def test_whoever_opens_a_new_ledger_waits_for_another_that_makes_it(tmp_path: Path) -> None:
+    # SQLite refuses the change to WAL at once, whatever the timeout, while another connection writes in the old mode.
+    other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE half_made (id)")
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("INSERT INTO half_made VALUES (1)")
+    threading.Timer(0.3, lambda: other.execute("COMMIT")).start()
+    database = Database(f"sqlite:///{tmp_path / 'ledger.db'}")
+    migrate(database)
+    with database.engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+    database.close()
+    other.close()

@@ -1,15 +1,10 @@
-"""The ledger of jobs: accepted once, fenced, cancelled, watched; and the reconciler that notices a worker which hangs."""
+"""The ledger of jobs: accepted once, fenced, cancelled, watched."""
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +16,12 @@ from atelier.artifacts.store import Store
 from atelier.client import Client
 from atelier.errors import AtelierError, Status
 from atelier.jobs.events import log_event, state_event
-from atelier.jobs.job import Checkpoint, Job, NewJob, Output, State
+from atelier.jobs.job import Checkpoint, NewJob, Output, State
 from atelier.jobs.ledger import JobLedger
 from atelier.jobs.messages import event_to_message
-from atelier.jobs.reconciler import Reconciler
 from atelier.jobs.servicer import JobsServicer, picture_key
 from atelier.jobs.submission import Submission, Work
-from atelier.jobs.tables import JobRow
 from atelier.ledger import ArtifactUse, Database, now
-from atelier.migrations import migrate
 from atelier.rpc import auth, server
 from atelier.v1 import job_pb2, job_pb2_grpc, trainer_pb2
 
@@ -207,87 +199,6 @@ async def test_a_deleted_job_leaves_no_file_of_its_attempts(ledger: JobLedger, t
     assert refused(lambda: ledger.get(name)).status is Status.NOT_FOUND
 
 
-@dataclass
-class FakeWorker:
-    """Runs until it is killed, or until it says so itself."""
-
-    code: int | None = None
-
-    def exit_code(self) -> int | None:
-        return self.code
-
-    def stop(self) -> None:
-        self.code = 143
-
-    def kill(self) -> None:
-        self.code = self.code if self.code is not None else -9
-
-
-@dataclass
-class FakeLauncher:
-    """`work` plays the worker, in a task of its own."""
-
-    work: Callable[[Job, int, FakeWorker], Any]
-    workers: list[FakeWorker] = field(default_factory=list)
-    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-
-    def start(self, job: Job) -> FakeWorker:
-        worker = FakeWorker()
-        self.workers.append(worker)
-        asyncio.run_coroutine_threadsafe(self.work(job, len(self.workers), worker), self.loop)
-        return worker
-
-
-async def until_ended(ledger: JobLedger, name: str) -> Job:
-    end = time.monotonic() + 10
-    while (job := ledger.get(name)).end_time is None:
-        assert time.monotonic() < end
-        await asyncio.sleep(0.05)
-    return job
-
-
-async def test_a_worker_that_lives_but_is_silent_is_ended_and_the_job_begins_again(ledger: JobLedger) -> None:
-    name = ledger.submit(new()).name
-
-    async def work(job: Job, number: int, worker: FakeWorker) -> None:
-        attempt = ledger.claim(name).attempt
-        if number == 2:
-            ledger.complete(name, attempt, state=State.SUCCEEDED)
-            worker.code = 0
-
-    launcher = FakeLauncher(work)
-    reconciler = Reconciler(ledger=ledger, launcher=launcher, services=["trainer"], silence_seconds=0.5, grace_seconds=1)
-    async with reconciler.running():
-        job = await until_ended(ledger, name)
-    assert (job.state, len(launcher.workers), launcher.workers[0].code) == (State.SUCCEEDED, 2, -9)
-    events = [event_to_message(event) for event in ledger.events(name, after_sequence=0)[0]]
-    assert any("not heard of" in event.attempt.reason for event in events)
-
-
-async def test_silence_counts_from_the_reconcilers_own_start(ledger: JobLedger, database: Database) -> None:
-    name = ledger.submit(new()).name
-    ledger.claim(name)
-    with database.transaction() as session:  # the machine was off for a day
-        row = session.get(JobRow, name.removeprefix("jobs/"))
-        assert row is not None
-        row.heartbeat_time = now() - timedelta(days=1)
-
-    async def work(job: Job, number: int, worker: FakeWorker) -> None:
-        await asyncio.sleep(0.6)
-        attempt = ledger.claim(name).attempt
-        for _ in range(8):
-            await asyncio.sleep(0.3)
-            ledger.heartbeat(name, attempt)
-        ledger.complete(name, attempt, state=State.SUCCEEDED)
-        worker.code = 0
-
-    launcher = FakeLauncher(work)
-    reconciler = Reconciler(ledger=ledger, launcher=launcher, services=["trainer"], silence_seconds=2.0, grace_seconds=1)
-    async with reconciler.running():
-        job = await until_ended(ledger, name)
-    assert (job.state, len(launcher.workers), job.failures) == (State.SUCCEEDED, 1, 0)
-
-
 def test_a_submission_keeps_the_request_as_it_was_accepted(ledger: JobLedger) -> None:
     woken: list[bool] = []
     submission = Submission(ledger=ledger, service="trainer", wake=lambda: woken.append(True))
@@ -312,18 +223,3 @@ def test_events_are_numbered_without_gaps_and_pages_do_not_overlap(ledger: JobLe
     rest, end = ledger.page(state=None, page_size=3, page_token=token)
     assert {job.name for job in (*page, *rest)} == set(names) and end == ""
     assert refused(lambda: ledger.page(state=None, page_size=3, page_token="x")).status is Status.INVALID_ARGUMENT
-
-
-def test_whoever_opens_a_new_ledger_waits_for_another_that_makes_it(tmp_path: Path) -> None:
-    # SQLite refuses the change to WAL at once, whatever the timeout, while another connection writes in the old mode.
-    other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None, check_same_thread=False)
-    other.execute("CREATE TABLE half_made (id)")
-    other.execute("BEGIN IMMEDIATE")
-    other.execute("INSERT INTO half_made VALUES (1)")
-    threading.Timer(0.3, lambda: other.execute("COMMIT")).start()
-    database = Database(f"sqlite:///{tmp_path / 'ledger.db'}")
-    migrate(database)
-    with database.engine.connect() as connection:
-        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
-    database.close()
-    other.close()
