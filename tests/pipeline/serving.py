@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,7 +13,9 @@ from typing import Any
 import psutil
 import pytest
 from processes import command, free_port
+from safetensors.torch import load_file, save_file
 
+from atelier import base_model
 from atelier.client import Client
 from atelier.errors import AtelierError
 from atelier.v1 import image_pb2
@@ -55,6 +58,17 @@ def start_one(data: Path) -> Iterator[Installation]:
     port = free_port()
     with command(["--data", str(data), "up", "--listen", f"127.0.0.1:{port}"], log=data.with_suffix(".txt")) as process:
         yield Installation(process=process, data=data, port=port, serve_port=0, client=None)  # type: ignore[arg-type]
+
+
+def other_model(folder: Path) -> Path:
+    """The model on board with other weights."""
+    shutil.copytree(base_model.folder(), folder)
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["conv_out.bias"] = weights["conv_out.bias"] + 0.01
+    file.unlink()
+    save_file(weights, file)
+    return folder
 
 
 def refused(call: Callable[[], Any]) -> AtelierError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import statistics
 import threading
 import time
@@ -15,8 +14,7 @@ import psutil
 import pytest
 import torch
 from processes import connect, until_healthy
-from safetensors.torch import load_file, save_file
-from serving import start_one
+from serving import other_model, start_one
 from torch import Tensor
 
 from atelier import base_model
@@ -148,17 +146,6 @@ def test_engine_and_step_loop_draw_what_the_plain_pipeline_draws(
             else:
                 assert statistics.median(found) >= BF16_MEDIAN
     variant.compiled = None
-
-
-def other_model(folder: Path) -> Path:
-    """The model on board with other weights."""
-    shutil.copytree(base_model.folder(), folder)
-    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    weights = load_file(file)
-    weights["conv_out.bias"] = weights["conv_out.bias"] + 0.01
-    file.unlink()
-    save_file(weights, file)
-    return folder
 
 
 @pytest.mark.slow

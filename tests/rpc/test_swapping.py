@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -13,12 +12,9 @@ from pathlib import Path
 import grpc
 import psutil
 from processes import free_port
-from safetensors.torch import load_file, save_file
-from serving import Installation, refused
+from serving import Installation, other_model, refused
 
-from atelier import base_model
 from atelier.artifacts.manifest import Kind
-from atelier.client import Client
 from atelier.errors import AtelierError, Status
 from atelier.rpc.channel import bearer
 from atelier.v1 import image_pb2, image_pb2_grpc, server_pb2
@@ -75,20 +71,9 @@ def test_no_process_is_left_as_a_zombie(atelier: Installation) -> None:
         time.sleep(0.2)
 
 
-def another_model(client: Client, folder: Path) -> str:
-    """The model on board with other weights."""
-    shutil.copytree(base_model.folder(), folder)
-    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    weights = load_file(file)
-    weights["conv_out.bias"] = weights["conv_out.bias"] + 0.01
-    file.unlink()
-    save_file(weights, file)
-    return client.artifacts.upload(folder, kind=Kind.MODEL).name
-
-
 def test_an_update_swaps_the_weights_and_no_call_fails(atelier: Installation, tmp_path: Path) -> None:
     client = atelier.client
-    other = another_model(client, tmp_path / "other")
+    other = client.artifacts.upload(other_model(tmp_path / "other"), kind=Kind.MODEL).name
     first = client.deployments.create("swap", server_pb2.Deployment(model="base", compile=False))
     list(client.deployments.wait("swap"))
     replica, models = atelier.replica(), []
