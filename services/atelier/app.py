@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,8 @@ def migrate() -> str:
     from atelier.migrations import migrate
 
     settings = read()
-    settings.data.mkdir(parents=True, exist_ok=True)
-    database = Database(settings.ledger_url)
-    try:
+    with _logged(settings.data, "migrate"), closing(Database(settings.ledger_url)) as database:
         return migrate(database)
-    finally:
-        database.close()
 
 
 @contextmanager

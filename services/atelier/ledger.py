@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeVar
 
-from sqlalchemy import ColumnElement, DateTime, Engine, MetaData, String, TypeDecorator, and_, create_engine, event, or_, true
+from sqlalchemy import ColumnElement, Connection, DateTime, Engine, MetaData, String, TypeDecorator, and_, create_engine, event, or_, true
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, Session, mapped_column
 
@@ -112,15 +112,14 @@ class Database:
 
         Raises UNAVAILABLE where the database does not answer, RESOURCE_EXHAUSTED where its disk is full.
         """
-        try:
-            with Session(self.engine, expire_on_commit=False) as session, session.begin():
-                yield session
-        except OperationalError as error:
-            found = _translated(error)
-            if found is None:
-                raise
-            logger.warning("the ledger failed: %s", error.orig)
-            raise found from error
+        with _answering(), Session(self.engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """A connection below all sessions, in a transaction of its own; for migrations. Raises as `transaction` does."""
+        with _answering(), self.engine.begin() as connection:
+            yield connection
 
     def write(self, work: Callable[[Session], T]) -> T:
         """What `work` gives, in a transaction; it is begun again where another process made the same row first, or a deadlock was broken.
@@ -147,6 +146,18 @@ class Database:
 def _with_driver(url: str) -> str:
     scheme, _, rest = url.partition("://")
     return f"postgresql+psycopg://{rest}" if scheme in ("postgresql", "postgres") else url
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        found = _translated(error)
+        if found is None:
+            raise
+        logger.warning("the ledger failed: %s", error.orig)
+        raise found from error
 
 
 def _translated(error: OperationalError) -> AtelierError | None:

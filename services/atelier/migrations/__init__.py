@@ -31,7 +31,7 @@ def migrate(database: Database) -> str:
     config.set_main_option("script_location", str(Path(__file__).parent))
     config.set_main_option("path_separator", "os")
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    with database.engine.begin() as connection:
+    with database.connection() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
         context = MigrationContext.configure(connection)
