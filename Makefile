@@ -38,7 +38,7 @@ endif
 demo: setup ## Pictures -> fine-tune -> convert -> merge -> compile -> serve -> picture; look at demo/index.html
 	$(RUN) python -m atelier.demo demo
 
-test: setup ## Runs the tests (no GPU, no cluster, about 10 minutes on 2 cores)
+test: setup ## Runs the tests (no GPU, no cluster, within 10 minutes on 2 cores)
 	$(RUN) python -m pytest
 
 test-slow: setup ## Runs the tests that take minutes or gigabytes (SD 1.5 size)
