@@ -29,12 +29,13 @@ from atelier.jobs.servicer import JobsServicer
 from atelier.jobs.submission import Submission
 from atelier.ledger import Database
 from atelier.migrations import migrate
+from atelier.pools import Pool
 from atelier.rpc import auth, server
 from atelier.rpc.auth import Tokens
 from atelier.rpc.interceptors import Authorize
 from atelier.rpc.server import Service
 from atelier.secret import read_or_make
-from atelier.server.installation import POOL, Serving, ServingSettings
+from atelier.server.installation import RayElsewhere, Serving, ServingSettings
 from atelier.server.passing import PASSED, PassThrough
 from atelier.settings import SERVICES, Settings
 from atelier.trainer.servicer import TrainerServicer
@@ -67,9 +68,10 @@ async def control(settings: Settings, services: Sequence[str], *, gpu: str) -> A
 
     Gives where this machine itself reaches it.
     """
-    keys, tls = settings.data.absolute() / "keys", settings.tls
+    keys, tls, pools = settings.data.absolute() / "keys", settings.tls, settings.pools(gpu=gpu)
     opening = Tokens(_file(settings.token_file, keys / TOKEN))
-    internal_token = Tokens(_file(settings.internal_token_file, keys / INTERNAL_TOKEN)).all[0]
+    internal_token_file = _file(settings.internal_token_file, keys / INTERNAL_TOKEN)
+    internal_token = Tokens(internal_token_file).all[0]
     database = Database(settings.ledger_url)
     catalog = Catalog(store=Store.open(settings.store_url), database=database, signer=Signer.open(keys))
     await asyncio.to_thread(migrate, database)
@@ -81,7 +83,7 @@ async def control(settings: Settings, services: Sequence[str], *, gpu: str) -> A
         catalog=catalog, spool=spool, import_roots=settings.import_roots, allow_download=settings.allow_download,
         on_deleted=lambda record: _forget_run(record, ledger, catalog.store),
     )  # fmt: skip
-    serving = _serving(settings, services, catalog, database, ledger, internal_token, gpu)
+    serving = _serving(settings, services, pools, catalog=catalog, database=database, ledger=ledger, token_file=internal_token_file)
     async with AsyncExitStack() as stack:
         attempts = AttemptsServicer(ledger=ledger, catalog=catalog, spool=spool, tokens=tokens)
         inner = [_attempts(attempts), _artifacts(artifacts), *(serving.internal if serving else ())]
@@ -102,7 +104,7 @@ async def control(settings: Settings, services: Sequence[str], *, gpu: str) -> A
         passed = _passed(settings, services)
         stack.push_async_callback(passed.close)
         public = [_artifacts(artifacts), _jobs(JobsServicer(ledger=ledger, store=catalog.store))]
-        public += [*_job_services(own, catalog, ledger, reconciler, gpu), *(serving.public if serving else ())]
+        public += [*_job_services(own, catalog, ledger, reconciler, pools), *(serving.public if serving else ())]
         bound = await stack.enter_async_context(
             server.serving(
                 settings.listen, public, authorize=auth.bearer_token(opening), handlers=[passed], reflected=passed.names, tls=tls
@@ -152,16 +154,31 @@ def _sweep(store: Store, spool: Spool, *, alone: bool) -> None:
 
 
 def _serving(
-    settings: Settings, services: Sequence[str], catalog: Catalog, database: Database, ledger: JobLedger, token: str, gpu: str
+    settings: Settings,
+    services: Sequence[str],
+    pools: list[Pool],
+    *,
+    catalog: Catalog,
+    database: Database,
+    ledger: JobLedger,
+    token_file: Path,
 ) -> Serving | None:
     if "server" not in services or not settings.serving:
         return None
     data = settings.data.absolute()
+    elsewhere = None
+    if settings.ray_dashboard:
+        assert settings.ray_token_file is not None
+        elsewhere = RayElsewhere(
+            dashboard=settings.ray_dashboard, token_file=settings.ray_token_file, serve_target=settings.serve_target
+        )  # fmt: skip
     given = ServingSettings(
         data=data,
-        internal_token=token,
-        public_key=data / "keys" / PUBLIC,
-        gpu=gpu,
+        pools=pools,
+        internal_token=Tokens(token_file).all[0],
+        internal_token_file=token_file,
+        public_key=settings.public_key_file or data / "keys" / PUBLIC,
+        elsewhere=elsewhere,
         store_url=catalog.store.url,
         replica_threads=settings.replica_threads,
         serve_port=settings.serve_port,
@@ -193,11 +210,11 @@ def _file(given: Path | None, own: Path) -> Path:
     return given or own
 
 
-def _job_services(own: Sequence[str], catalog: Catalog, ledger: JobLedger, reconciler: Reconciler, gpu: str) -> list[Service]:
+def _job_services(own: Sequence[str], catalog: Catalog, ledger: JobLedger, reconciler: Reconciler, pools: list[Pool]) -> list[Service]:
     found = []
     if "trainer" in own:
         submission = Submission(ledger=ledger, service="trainer", wake=reconciler.wake)
-        trainer = TrainerServicer(submission=submission, catalog=catalog, ledger=ledger, pools=[POOL])
+        trainer = TrainerServicer(submission=submission, catalog=catalog, ledger=ledger, pools=[pool.name for pool in pools])
         descriptor = trainer_pb2.DESCRIPTOR.services_by_name["Trainer"]
         found.append(Service(descriptor=descriptor, add=trainer_pb2_grpc.add_TrainerServicer_to_server, servicer=trainer))
     if "converter" in own:
@@ -207,7 +224,7 @@ def _job_services(own: Sequence[str], catalog: Catalog, ledger: JobLedger, recon
         found.append(Service(descriptor=descriptor, add=converter_pb2_grpc.add_ConverterServicer_to_server, servicer=converter))
     if "compiler" in own:
         submission = Submission(ledger=ledger, service="compiler", wake=reconciler.wake)
-        compiler = CompilerServicer(submission=submission, catalog=catalog, pools={POOL: gpu})
+        compiler = CompilerServicer(submission=submission, catalog=catalog, pools={pool.name: pool.label for pool in pools})
         descriptor = compiler_pb2.DESCRIPTOR.services_by_name["Compiler"]
         found.append(Service(descriptor=descriptor, add=compiler_pb2_grpc.add_CompilerServicer_to_server, servicer=compiler))
     return found

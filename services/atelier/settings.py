@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from atelier.client.address import is_loopback
 from atelier.errors import Violation, invalid, invalid_field
+from atelier.pools import Pool, read_pools
 from atelier.rpc.tls import Tls
 
 SERVICES = ("trainer", "converter", "compiler", "server")
+LOCAL_POOL = "local"
+"""The one pool of a machine that is no cluster."""
 
 
 def default_data() -> Path:
@@ -63,6 +66,10 @@ class Settings(BaseSettings):
     """Clients' tokens, one a line, read again when it changes; empty for `keys/token` in `data`, made where it is missing."""
     internal_token_file: Path | None = None
     """Token of the installation's own parts; empty for `keys/internal-token` in `data`, made where it is missing."""
+    signing_key_file: Path | None = None
+    """Ed25519 key (PEM) that signs engines: for trainer and compiler alone; without both, `keys/` in `data`, made where it is missing."""
+    public_key_file: Path | None = None
+    """Its public key (PEM), for all; without `signing_key_file` this process signs nothing."""
     insecure: bool = False
     """Lets ports on other addresses than loopback go without TLS."""
     trainer: str = ""
@@ -75,8 +82,14 @@ class Settings(BaseSettings):
     """Folders that `Artifacts.Import` may read; as JSON: `["/models"]`."""
     allow_download: bool = False
     """Lets `Import` download from the Hugging Face Hub where the request asks for it too."""
+    pools_file: Path | None = None
+    """JSON list of the pools (see `Pool`); empty for the one pool of this machine, `local`."""
+    launcher: Literal["local", "kubernetes"] = "local"
+    """Where workers run: as processes of this machine, or as Kubernetes Jobs."""
+    workers_dir: Path | None = None
+    """For `kubernetes`: folder with a Job manifest a service, `trainer.json` and so on."""
     max_workers: int = 1
-    """Jobs that run at once on this machine."""
+    """Jobs that run at once on this machine; on Kubernetes its scheduler decides."""
     worker_threads: int = 0
     """Threads of each worker; 0: all cores."""
     replica_threads: int = 0
@@ -85,6 +98,18 @@ class Settings(BaseSettings):
     """Port of Ray Serve's gRPC proxy, which only the gateway calls; 0 draws one."""
     serving: bool = True
     """Starts Ray with the `server`; without it there are no pictures, only jobs."""
+    ray_dashboard: str = ""
+    """URL of the dashboard of a Ray that is there already, which is then used instead of one of this machine's own."""
+    ray_token_file: Path | None = None
+    """Its token."""
+    serve_target: str = ""
+    """gRPC target of its Serve proxies, such as `dns:///atelier-serve:9000`."""
+    metrics_listen: ListenAddress | None = None
+    """Address that answers Prometheus at `/metrics`, in the clear and without a token."""
+    log_json: bool = False
+    """Logs as JSON lines on standard error instead of a file in `data`."""
+    drain_seconds: float = 0
+    """After SIGTERM health says NOT_SERVING, and calls are taken for so long still, until those who send them have heard of it."""
 
     @model_validator(mode="after")
     def _closed(self) -> Settings:
@@ -102,6 +127,21 @@ class Settings(BaseSettings):
                         "or say --insecure (ATELIER_INSECURE=true) where the network itself is trusted"
                     )
         return self
+
+    @model_validator(mode="after")
+    def _whole(self) -> Settings:
+        """Refuses parts without the parts that they need."""
+        if self.signing_key_file and not self.public_key_file:
+            raise ValueError("ATELIER_SIGNING_KEY_FILE needs ATELIER_PUBLIC_KEY_FILE")
+        if self.launcher == "kubernetes" and not (self.workers_dir and self.pools_file and self.public_key_file):
+            raise ValueError("ATELIER_LAUNCHER=kubernetes needs ATELIER_WORKERS_DIR, ATELIER_POOLS_FILE and ATELIER_PUBLIC_KEY_FILE")
+        if self.ray_dashboard and not (self.ray_token_file and self.serve_target and self.pools_file):
+            raise ValueError("ATELIER_RAY_DASHBOARD needs ATELIER_RAY_TOKEN_FILE, ATELIER_SERVE_TARGET and ATELIER_POOLS_FILE")
+        return self
+
+    def pools(self, *, gpu: str) -> list[Pool]:
+        """The pools; `gpu` is the product of this machine, for the one that is its own. Raises INVALID_ARGUMENT."""
+        return read_pools(self.pools_file) if self.pools_file else [Pool(name=LOCAL_POOL, gpu="" if gpu == "cpu" else gpu)]
 
     @property
     def tls(self) -> Tls | None:

@@ -11,8 +11,8 @@ from atelier.artifacts.manifest import Kind
 from atelier.compiler.requests import completed, to_spec
 from atelier.compiler.spec import plan, violations
 from atelier.errors import AtelierError, Violation, invalid
-from atelier.jobs.pools import choose
 from atelier.jobs.submission import Submission, Work
+from atelier.pools import choose
 from atelier.v1 import compiler_pb2, compiler_pb2_grpc, job_pb2
 
 MODEL_KINDS = (Kind.MODEL, Kind.SINGLE_FILE)

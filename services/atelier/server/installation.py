@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import grpc
-from google.rpc import status_pb2
 
 from atelier.artifacts.catalog import Catalog
 from atelier.client.address import Address
-from atelier.errors import failed_precondition
-from atelier.jobs.job import State
 from atelier.jobs.ledger import JobLedger
 from atelier.ledger import Database
-from atelier.rpc.channel import aio_channel, bearer
+from atelier.pools import Pool
+from atelier.rpc.auth import Tokens
+from atelier.rpc.channel import aio_channel
 from atelier.rpc.server import Service
-from atelier.rpc.status import from_call, from_proto
 from atelier.server.changes import Changes
 from atelier.server.deployments import DeploymentLedger
 from atelier.server.gateway import ImagesServicer
+from atelier.server.own_calls import OwnCalls
 from atelier.server.pool import Pools
-from atelier.server.ray_cluster import local_ray
+from atelier.server.ray_cluster import RayCluster, local_ray
 from atelier.server.reconciler import Application, ServeReconciler
 from atelier.server.replica_settings import ReplicaSettings
 from atelier.server.replicas import ReplicasServicer
 from atelier.server.servicer import ServerServicer
 from atelier.v1 import (
-    compiler_pb2,
-    compiler_pb2_grpc,
-    converter_pb2,
-    converter_pb2_grpc,
     image_pb2,
     image_pb2_grpc,
     replica_pb2,
@@ -46,23 +37,35 @@ from atelier.v1 import (
     server_pb2_grpc,
 )
 
-POOL = "local"
-"""The one pool of a machine that is no cluster."""
+REPLICA_SETTINGS = "/etc/atelier/replica/replica.json"
+"""On nodes of a Ray that is elsewhere."""
+SERVE_GRPC_PORT, SERVE_HTTP_PORT = 9000, 8000
+"""There."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayElsewhere:
+    """A Ray that is there already: its dashboard's URL, its token, and the gRPC target of its Serve proxies."""
+
+    dashboard: str
+    token_file: Path
+    serve_target: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServingSettings:
-    """How this installation serves."""
+    """How this installation serves. Without `elsewhere` it starts a Ray of its own on this machine, with the one pool there is."""
 
     data: Path
+    pools: Sequence[Pool]
     internal_token: str
+    internal_token_file: Path
     public_key: Path
-    gpu: str
-    """The product in the pool's label, `cpu` or like `NVIDIA-A10`."""
     store_url: str
     replica_threads: int
     serve_port: int = 0
     """Of Serve's gRPC proxy; 0 draws one."""
+    elsewhere: RayElsewhere | None = None
 
 
 class Serving:
@@ -73,11 +76,11 @@ class Serving:
         self._ledger = ledger
         self._reconciler: ServeReconciler | None = None
         self._deployments = DeploymentLedger(database)
-        self._pools = Pools(deployments=self._deployments, catalog=catalog, labels={POOL: settings.gpu})
+        self._pools = Pools(deployments=self._deployments, catalog=catalog, labels={pool.name: pool.label for pool in settings.pools})
         self._catalog = catalog
         self._changes = Changes()
         self._grpc_port = settings.serve_port or _free_port()
-        self._channel = aio_channel(f"127.0.0.1:{self._grpc_port}")
+        self._channel = aio_channel(settings.elsewhere.serve_target if settings.elsewhere else f"127.0.0.1:{self._grpc_port}")
 
     @property
     def public(self) -> Sequence[Service]:
@@ -106,34 +109,20 @@ class Serving:
 
     @asynccontextmanager
     async def started(self, *, internal_target: str, own: Address) -> AsyncIterator[None]:
-        """Starts Ray and puts the pool's application in place; ends both with the block. `own`: where this installation answers clients."""
-        settings = self._settings
-        path = settings.data / "replica.json"
-        ReplicaSettings(
-            pool=POOL,
-            internal_target=internal_target,
-            internal_token=settings.internal_token,
-            public_key=str(settings.public_key),
-            cache=str(settings.data / "replica-cache"),
-            log=str(settings.data / "logs" / "replica.log"),
-            store_url=settings.store_url,
-            threads=settings.replica_threads,
-            tls=own.tls.as_environment() if own.tls else {},
-        ).write(path)
-        labels = {"atelier.dev/pool": POOL, "atelier.dev/gpu": settings.gpu}
-        cpus = os.cpu_count() or 1
-        application = Application(
-            pool=POOL, gpu=settings.gpu, settings_path=str(path), num_cpus=cpus, num_gpus=0 if settings.gpu == "cpu" else 1
-        )
+        """Puts the pools' applications in place, on a Ray that it starts where there is none.
+
+        `own`: where this installation answers clients.
+        """
         async with AsyncExitStack() as stack:
-            cluster = await stack.enter_async_context(
-                local_ray(logs=settings.data / "logs", labels=labels, num_cpus=cpus, grpc_port=self._grpc_port)
-            )
+            if self._settings.elsewhere is not None:
+                cluster, path = _cluster(self._settings.elsewhere), REPLICA_SETTINGS
+            else:
+                cluster, path = await self._local(stack, internal_target=internal_target, own=own)
             calls = OwnCalls(own, ledger=self._ledger)
             stack.push_async_callback(calls.close)
             self._reconciler = ServeReconciler(
                 cluster=cluster,
-                applications=[application],
+                applications=[Application(pool=pool, settings_path=path) for pool in self._settings.pools if pool.max_replicas],
                 deployments=self._deployments,
                 pools=self._pools,
                 calls=calls,
@@ -142,56 +131,41 @@ class Serving:
             yield
         await self._channel.close()
 
+    async def _local(self, stack: AsyncExitStack, *, internal_target: str, own: Address) -> tuple[RayCluster, str]:
+        """Starts Ray here; gives it and the path of its replica's settings."""
+        settings = self._settings
+        (pool,) = settings.pools
+        await asyncio.to_thread(self._deployments.forget_reports)  # whoever wrote them ended with the Ray of before
+        path = settings.data / "replica.json"
+        ReplicaSettings(
+            pool=pool.name,
+            gpu=pool.label,
+            internal_target=internal_target,
+            internal_token_file=str(settings.internal_token_file),
+            public_key=str(settings.public_key),
+            cache=str(settings.data / "replica-cache"),
+            log=str(settings.data / "logs" / "replica.log"),
+            store_url=settings.store_url,
+            threads=settings.replica_threads,
+            tls=own.tls.as_environment() if own.tls else {},
+        ).write(path)
+        labels = {"atelier.dev/pool": pool.name, "atelier.dev/gpu": pool.label}
+        cluster = await stack.enter_async_context(
+            local_ray(logs=settings.data / "logs", labels=labels, num_cpus=os.cpu_count() or 1, grpc_port=self._grpc_port)
+        )
+        return cluster, str(path)
+
     def _wake(self) -> None:
         self._changes.notify()
         if self._reconciler is not None:
             self._reconciler.wake()
 
 
-class OwnCalls:
-    """Calls of the server to converter and compiler, through the installation's own address."""
-
-    def __init__(self, own: Address, *, ledger: JobLedger) -> None:
-        self._channel = aio_channel(own.place, credentials=own.tls.channel_credentials() if own.tls else None)
-        self._metadata = bearer(own.token)
-        self._ledger = ledger
-
-    async def convert(self, digest: str) -> str:
-        """See reconciler.Calls."""
-        stub: Any = converter_pb2_grpc.ConverterStub(self._channel)
-        request = converter_pb2.ConvertRequest(
-            request_id=f"deploy-{digest[:48]}", source=f"artifacts/{digest}", to=converter_pb2.FORMAT_DIFFUSERS
-        )
-        job = await self._call(stub.Convert, request)
-        await self.check(job.name)
-        found = await asyncio.to_thread(self._ledger.get, job.name)
-        return found.outputs[0].digest if found.state is State.SUCCEEDED else ""
-
-    async def compile_for(self, model: str, pool: str, fingerprint: str) -> str:
-        """See reconciler.Calls; the same call again is the same job, as long as the machine is the same."""
-        stub: Any = compiler_pb2_grpc.CompilerStub(self._channel)
-        identity = hashlib.sha256(f"{model} {pool} {fingerprint}".encode()).hexdigest()
-        request = compiler_pb2.CompileRequest(request_id=f"deploy-{identity[:48]}", model=f"artifacts/{model}", pool=f"pools/{pool}")
-        return str((await self._call(stub.Compile, request)).name)
-
-    async def check(self, job: str) -> None:
-        """See reconciler.Calls."""
-        found = await asyncio.to_thread(self._ledger.get, job)
-        if found.state is State.FAILED:
-            error = from_proto(status_pb2.Status.FromString(found.error))
-            raise failed_precondition(error.reason, f"{job} failed: {error.message}", job=job)
-        if found.state is State.CANCELLED:
-            raise failed_precondition("CANCELLED", f"{job} was cancelled", job=job)
-
-    async def close(self) -> None:
-        """Closes the channel."""
-        await self._channel.close()
-
-    async def _call(self, method: Any, request: Any) -> Any:
-        try:
-            return await method(request, metadata=self._metadata, timeout=60)
-        except grpc.aio.AioRpcError as error:
-            raise from_call(error) from None
+def _cluster(elsewhere: RayElsewhere) -> RayCluster:
+    token = Tokens(elsewhere.token_file).all[0]
+    return RayCluster(
+        dashboard=elsewhere.dashboard.rstrip("/"), token=token, grpc_port=SERVE_GRPC_PORT, http_port=SERVE_HTTP_PORT, host="0.0.0.0"
+    )
 
 
 def _free_port() -> int:

@@ -19,8 +19,9 @@ from atelier.artifacts.store import Store
 from atelier.engines.detect import detect
 from atelier.engines.engine import Engine
 from atelier.engines.engine import load as load_engine
+from atelier.engines.fingerprint import Fingerprint
 from atelier.engines.manifest import EngineManifest
-from atelier.errors import AtelierError, Status
+from atelier.errors import AtelierError, Status, failed_precondition
 from atelier.rpc.channel import channel
 from atelier.rpc.tls import Tls
 from atelier.server.batching import Full, Request, StepLoop
@@ -43,18 +44,18 @@ class Node:
 
     logger = logging.getLogger("atelier.replica")
 
-    def __init__(self, settings: ReplicaSettings, *, replica: str) -> None:
+    def __init__(self, settings: ReplicaSettings, *, token: str, replica: str) -> None:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         if settings.log:
             _log_into(Path(settings.log))
         self._settings = settings
         self._replica = replica
-        self._fingerprint = detect()
+        self._fingerprint = _detect(settings)
         self._device = self._fingerprint.device
         tls = Tls.of_environment(settings.tls)
         credentials = tls.channel_credentials() if tls else None
-        self._channel = channel(settings.internal_target, token=settings.internal_token, credentials=credentials)
+        self._channel = channel(settings.internal_target, token=token, credentials=credentials)
         self._cache = Cache(
             Path(settings.cache), artifacts=artifact_pb2_grpc.ArtifactsStub(self._channel), replica=replica,
             store=Store.open(settings.store_url) if settings.store_url else None,
@@ -208,6 +209,15 @@ class Node:
             error=next(iter(self._errors.values()), ""),
             seen_etag=seen,
         )
+
+
+def _detect(settings: ReplicaSettings) -> Fingerprint:
+    """What this machine is. Raises FAILED_PRECONDITION where that is not what the pool's label says."""
+    found = detect()
+    if found.label != settings.gpu:
+        sentence = f"pools/{settings.pool} is for {settings.gpu}, and this node has {found.label}: its labels are wrong"
+        raise failed_precondition("GPU_MISMATCH", sentence, wanted=settings.gpu, found=found.label)
+    return found
 
 
 def _end_process() -> None:

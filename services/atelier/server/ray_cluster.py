@@ -36,6 +36,8 @@ class RayCluster:
     token: str
     grpc_port: int
     http_port: int
+    host: str = "127.0.0.1"
+    """Address that Serve's HTTP listens on, for probes."""
 
     def put_applications(self, config: dict[str, Any]) -> None:
         """Puts the whole set of Serve's applications in place. Raises OSError when the dashboard does not take it."""

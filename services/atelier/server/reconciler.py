@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from atelier.engines.fingerprint import Fingerprint
 from atelier.engines.profile import DEFAULT_BATCH_SIZES
 from atelier.errors import AtelierError
 from atelier.errors import Status as Code
+from atelier.pools import Pool
 from atelier.server.deployments import Deployment, DeploymentLedger
 from atelier.server.pool import Pools
 from atelier.server.ray_cluster import RayCluster
@@ -56,35 +58,38 @@ class Calls(Protocol):
 class Application:
     """A pool's application on Serve."""
 
-    pool: str
-    gpu: str
+    pool: Pool
     settings_path: str
-    num_cpus: int
-    num_gpus: int = 0
-    min_replicas: int = 1
-    max_replicas: int = 1
 
     def schema(self, *, build: int = 0) -> dict[str, Any]:
         """For Serve's config. Nothing here depends on deployments, so that those never replace a replica. Another `build` makes Serve try
         again to start what it has given up."""
+        pool = self.pool
         return {
-            "name": self.pool,
-            "route_prefix": f"/{self.pool}",
+            "name": pool.name,
+            "route_prefix": f"/{pool.name}",
             "import_path": "atelier.server.replica:build",
             "args": {"settings": self.settings_path, "build": build},
             "deployments": [
                 {
                     "name": "Replica",
-                    "autoscaling_config": {"min_replicas": self.min_replicas, "max_replicas": self.max_replicas},
+                    "autoscaling_config": {
+                        "min_replicas": pool.min_replicas,
+                        "max_replicas": pool.max_replicas,
+                        "target_ongoing_requests": pool.target_ongoing_requests,
+                        "upscale_delay_s": pool.upscale_delay_seconds,
+                        "downscale_delay_s": pool.downscale_delay_seconds,
+                        "downscale_to_zero_delay_s": pool.downscale_to_zero_delay_seconds,
+                    },
                     "max_ongoing_requests": MAX_REQUESTS,
                     "max_queued_requests": MAX_REQUESTS,
                     "graceful_shutdown_timeout_s": 60,
                     "health_check_period_s": 5,
                     "health_check_timeout_s": 30,
                     "ray_actor_options": {
-                        "num_cpus": self.num_cpus,
-                        "num_gpus": self.num_gpus,
-                        "label_selector": {"atelier.dev/pool": self.pool, "atelier.dev/gpu": self.gpu},
+                        "num_cpus": pool.num_cpus or os.cpu_count() or 1,
+                        "num_gpus": pool.gpus,
+                        "label_selector": {"atelier.dev/pool": pool.name, "atelier.dev/gpu": pool.label},
                     },
                 }
             ],
@@ -104,6 +109,7 @@ class ServeReconciler:
     _loop: asyncio.AbstractEventLoop | None = None
     _asked: dict[tuple[str, str], str] = field(default_factory=dict)
     _builds: dict[str, int] = field(default_factory=dict)
+    _placed: bool = False
     _said: dict[str, str] = field(default_factory=dict)
 
     def wake(self) -> None:
@@ -115,8 +121,6 @@ class ServeReconciler:
     async def running(self) -> AsyncIterator[None]:
         """Works until the block ends."""
         self._loop = asyncio.get_running_loop()
-        await asyncio.to_thread(self.deployments.forget_reports)
-        await asyncio.to_thread(self._put)
         task = asyncio.create_task(self._work())
         try:
             yield
@@ -128,7 +132,7 @@ class ServeReconciler:
         ticks = 0
         while True:
             try:
-                if ticks % LOOK_EVERY_TICKS == 0:
+                if ticks % LOOK_EVERY_TICKS == 0 or not self._placed:
                     await asyncio.to_thread(self._look, again=ticks % AGAIN_TICKS == 0)
                 await self._tick()
             except Exception:
@@ -180,19 +184,22 @@ class ServeReconciler:
         self.cluster.put_applications(
             {
                 "proxy_location": "EveryNode",
-                "http_options": {"host": "127.0.0.1", "port": self.cluster.http_port},
+                "http_options": {"host": self.cluster.host, "port": self.cluster.http_port},
                 "grpc_options": {
                     "port": self.cluster.grpc_port,
                     "grpc_servicer_functions": ["atelier.v1.replica_pb2_grpc.add_SamplingServicer_to_server"],
                     "enable_reflection": False,
                 },
-                "applications": [application.schema(build=self._builds.get(application.pool, 0)) for application in self.applications],
+                "applications": [application.schema(build=self._builds.get(application.pool.name, 0)) for application in self.applications],
             }
         )
 
     def _look(self, *, again: bool) -> None:
+        if not self._placed:  # whatever is there may be of another version, or for other pools
+            self._put()
+            self._placed = True
         found = self.cluster.applications().get("applications", {})
-        missing = [application.pool for application in self.applications if application.pool not in found]
+        missing = [application.pool.name for application in self.applications if application.pool.name not in found]
         for pool, state in found.items():
             status, text = state.get("status", ""), state.get("message", "")
             self.pools.messages[pool] = WORDS.get(status, "")

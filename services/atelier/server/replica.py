@@ -13,6 +13,7 @@ from typing import Any
 from ray import serve
 
 from atelier.errors import AtelierError, Status
+from atelier.rpc.auth import Tokens
 from atelier.rpc.status import abort_arguments
 from atelier.server.replica_settings import ReplicaSettings
 from atelier.v1 import image_pb2, replica_pb2
@@ -28,8 +29,9 @@ class Replica:
     def __init__(self, settings_path: str) -> None:
         from atelier.server.node import Node
 
-        self._settings = ReplicaSettings.read(Path(settings_path))
-        self._node = Node(self._settings, replica=secrets.token_hex(4))
+        settings = ReplicaSettings.read(Path(settings_path))
+        self._tokens = Tokens(Path(settings.internal_token_file))
+        self._node = Node(settings, token=self._tokens.all[0], replica=secrets.token_hex(4))
 
     async def Sample(self, request: replica_pb2.SampleRequest, grpc_context: Any) -> AsyncIterator[image_pb2.GenerateResponse]:
         """Makes pictures. Errors go as status and details: what is raised here would show its traceback to the client.
@@ -74,8 +76,8 @@ class Replica:
 
     def _authorize(self, grpc_context: Any) -> None:
         metadata = {str(key): str(value) for key, value in grpc_context.invocation_metadata() or ()}
-        wanted = f"Bearer {self._settings.internal_token}"
-        if not hmac.compare_digest(metadata.get("authorization", "").encode(), wanted.encode()):
+        given = metadata.get("authorization", "").encode()
+        if not any([hmac.compare_digest(given, f"Bearer {token}".encode()) for token in self._tokens.all]):
             raise AtelierError(Status.UNAUTHENTICATED, "TOKEN_MISSING_OR_WRONG", "call the gateway, not Ray Serve's own port")
 
 

@@ -1,9 +1,8 @@
-"""What a replica is told when it starts: a file of the installation, readable by its owner alone, because it holds a token."""
+"""What a replica is told when it starts: a file of the installation, which names the files with secrets and holds none."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,9 +14,12 @@ class ReplicaSettings:
 
     pool: str
     """Name of the pool, without `pools/`."""
+    gpu: str
+    """The product in the pool's label, `cpu` or like `NVIDIA-A10`: on another one a replica does not start."""
     internal_target: str
     """`host:port` that answers Replicas and Artifacts for the internal token."""
-    internal_token: str
+    internal_token_file: str
+    """File with that token."""
     public_key: str
     """Path of the key that engines' signatures are checked with."""
     cache: str
@@ -36,11 +38,9 @@ class ReplicaSettings:
     """Files for an encrypted `internal_target`, see `Tls.as_environment`."""
 
     def write(self, path: Path) -> None:
-        """Writes the file, mode 0600."""
+        """Writes the file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-            json.dump(asdict(self), stream)
+        path.write_text(json.dumps(asdict(self)))
 
     @classmethod
     def read(cls, path: Path) -> ReplicaSettings:

@@ -11,8 +11,8 @@ from typing import Any
 from atelier.artifacts.catalog import Catalog
 from atelier.artifacts.manifest import Kind
 from atelier.errors import AtelierError, Violation, invalid
-from atelier.jobs.pools import choose
 from atelier.jobs.submission import MAX_REQUEST_ID
+from atelier.pools import choose
 from atelier.server.deployments import Deployment, DeploymentLedger
 from atelier.server.pool import Pools
 from atelier.v1 import server_pb2, server_pb2_grpc

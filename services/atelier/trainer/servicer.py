@@ -15,8 +15,8 @@ from atelier.artifacts.manifest import Kind
 from atelier.artifacts.safety import safetensors_header
 from atelier.errors import AtelierError, Violation, invalid, invalid_field
 from atelier.jobs.ledger import JobLedger
-from atelier.jobs.pools import choose
 from atelier.jobs.submission import Submission, Work
+from atelier.pools import choose
 from atelier.trainer.planning import count_pictures, plan
 from atelier.trainer.requests import completed, to_spec
 from atelier.v1 import job_pb2, trainer_pb2, trainer_pb2_grpc

@@ -17,6 +17,8 @@ from atelier.artifacts.manifest import File, Kind, Manifest, hash_file
 from atelier.artifacts.messages import files_to_messages, kind_to_enum
 from atelier.artifacts.signing import PUBLIC, Signer
 from atelier.artifacts.store import Store
+from atelier.engines.detect import detect
+from atelier.errors import AtelierError
 from atelier.graphs.random_model import write_random_model
 from atelier.server.node import Node
 from atelier.server.replica import Outbox
@@ -88,14 +90,21 @@ def node(installation: FakeInstallation, tmp_path: Path) -> Iterator[Node]:
     Signer.open(tmp_path / "keys")
     stale = tmp_path / "cache" / ("0" * 64)
     stale.mkdir(parents=True)
+    target = f"127.0.0.1:{installation.port}"  # type: ignore[attr-defined]
     settings = ReplicaSettings(
-        pool="local", internal_target=f"127.0.0.1:{installation.port}", internal_token="t", public_key=str(tmp_path / "keys" / PUBLIC),  # type: ignore[attr-defined]
+        pool="local", gpu=detect().label, internal_target=target, internal_token_file="", public_key=str(tmp_path / "keys" / PUBLIC),
         cache=str(tmp_path / "cache"), store_url=installation.store.url, threads=1,
     )  # fmt: skip
-    node = Node(settings, replica="r")
+    node = Node(settings, token="t", replica="r")
     assert not stale.exists(), "an artifact that was deleted leaves the cache"
     yield node
     node.stop()
+
+
+def test_a_node_whose_label_names_another_product_does_not_start(tmp_path: Path) -> None:
+    settings = ReplicaSettings(pool="fast", gpu="NVIDIA-A10", internal_target="", internal_token_file="", public_key="", cache="")
+    with pytest.raises(AtelierError, match="pools/fast is for NVIDIA-A10, and this node has"):
+        Node(settings, token="t", replica="r")
 
 
 def test_a_model_that_cannot_be_loaded_holds_no_other_up(

@@ -9,6 +9,7 @@ import pytest
 
 from atelier.engines.fingerprint import Fingerprint
 from atelier.errors import AtelierError, failed_precondition, unavailable
+from atelier.pools import Pool
 from atelier.server.deployments import Deployment
 from atelier.server.messages import fingerprint_to_message
 from atelier.server.pool import Pools
@@ -73,6 +74,7 @@ class FakeCalls:
 
 
 class FakeCluster:
+    host = "127.0.0.1"
     http_port, grpc_port = 1, 2
 
     def __init__(self) -> None:
@@ -91,7 +93,7 @@ class Setting:
         self.deployments = FakeDeployments(*deployments)
         self.pools = FakePools(self.deployments)
         self.calls, self.cluster = FakeCalls(), FakeCluster()
-        application = Application(pool="local", gpu="cpu", settings_path="/replica.json", num_cpus=2)
+        application = Application(pool=Pool(name="local", num_cpus=2), settings_path="/replica.json")
         self.reconciler = ServeReconciler(
             cluster=self.cluster, applications=[application], deployments=self.deployments, pools=self.pools, calls=self.calls
         )  # type: ignore[arg-type]
@@ -144,19 +146,21 @@ async def test_a_single_file_that_cannot_be_converted_fails_its_deployment_and_n
 def test_an_application_that_is_missing_is_put_again_and_one_that_does_not_start_is_built_anew() -> None:
     setting = Setting()
     setting.reconciler._look(again=True)
-    assert setting.cluster.puts == []
+    assert len(setting.cluster.puts) == 1, "what is there may be of another version"
+    setting.reconciler._look(again=False)
+    assert len(setting.cluster.puts) == 1
     setting.cluster.state = {}
     setting.reconciler._look(again=False)
     setting.cluster.state = {"status": "DEPLOY_FAILED", "message": 'Traceback (most recent call last): File "/srv/x.py"'}
     setting.reconciler._look(again=False)
     setting.reconciler._look(again=True)
     builds = [put["applications"][0]["args"]["build"] for put in setting.cluster.puts]
-    assert builds == [0, 1]
+    assert builds == [0, 0, 1]
     assert "Traceback" not in setting.pools.messages["local"] and "does not start" in setting.pools.messages["local"]
 
 
 def test_replicas_are_pinned_by_both_labels() -> None:
-    (deployment,) = Application(pool="fast", gpu="NVIDIA-A10", settings_path="", num_cpus=1, num_gpus=1).schema()["deployments"]
+    (deployment,) = Application(pool=Pool(name="fast", gpu="NVIDIA-A10", num_cpus=1), settings_path="").schema()["deployments"]
     assert deployment["ray_actor_options"]["label_selector"] == {"atelier.dev/pool": "fast", "atelier.dev/gpu": "NVIDIA-A10"}
     assert deployment["max_queued_requests"] > 0
 
