@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.figures import Asked, Group
 
-GROUPS = ("unet", "training", "files", "steps", "gateway")
+GROUPS = ("unet", "training", "files", "steps", "gateway", "control")
 PAGE = Path("docs/benchmarks.md")
 PACKAGES = ("torch", "diffusers", "openvino")
 HEAD = """# Benchmarks
