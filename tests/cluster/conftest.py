@@ -1,4 +1,4 @@
-"""A namespace of each test in the cluster that `make test-cluster` brought up."""
+"""Namespaces in the cluster that `make test-cluster` brought up."""
 
 from __future__ import annotations
 
@@ -14,6 +14,22 @@ from cluster.kubectl import Kubectl
 @pytest.fixture
 def kubectl() -> Iterator[Kubectl]:
     """A namespace with restricted PodSecurity, gone after the test."""
+    yield from _namespace()
+
+
+@pytest.fixture(scope="module")
+def namespace() -> Iterator[Kubectl]:
+    """The same for all tests of a file."""
+    yield from _namespace()
+
+
+@pytest.fixture(scope="session")
+def image_values() -> dict[str, object]:
+    """Where the cluster gets the chart's images from: ATELIER_IMAGE_REGISTRY, else those that were loaded into it."""
+    return {"global": {"imageRegistry": os.environ.get("ATELIER_IMAGE_REGISTRY", "localhost")}}
+
+
+def _namespace() -> Iterator[Kubectl]:
     if not os.environ.get("KUBECONFIG"):
         pytest.fail("KUBECONFIG names no cluster: run `make test-cluster`")
     name = f"test-{uuid.uuid4().hex[:8]}"

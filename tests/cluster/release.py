@@ -1,0 +1,110 @@
+"""Atelier installed by its chart, and what a person on the outside has of it: an address, a token, an authority."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atelier.client.client import Client
+from atelier.rpc.tls import Tls
+from cluster.kubectl import Kubectl
+
+CHART = Path(__file__).parents[2] / "charts" / "atelier"
+NAME = "atelier"
+INSTALL_SECONDS = 300
+
+
+class Release:
+    """A release in the namespace of `kubectl`."""
+
+    def __init__(self, kubectl: Kubectl, folder: Path, *, values: Mapping[str, Any] | None = None) -> None:
+        self.kubectl = kubectl
+        self.folder = folder
+        self.values = dict(values or {})
+
+    def helm(self, *words: str, ok: bool = True) -> str:
+        """What helm prints."""
+        command = ["helm", "--namespace", self.kubectl.namespace, *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS + 60)
+        if ok and done.returncode:
+            everything = self.kubectl("get", "pods,jobs,events", "-o", "wide", ok=False)
+            pytest.fail(f"{' '.join(command)}: {done.stdout}{done.stderr}\n{everything}\n{self.logs()}")
+        return done.stdout + ("" if ok else done.stderr)
+
+    def install(self, **more: Any) -> str:
+        """`helm upgrade --install` with these values on top; gives the notes."""
+        self.values |= more
+        file = self.folder / "values.json"
+        file.write_text(json.dumps(self.values))
+        return self.helm("upgrade", "--install", NAME, str(CHART), "-f", str(file), f"--timeout={INSTALL_SECONDS}s")
+
+    def uninstall(self) -> str:
+        return self.helm("uninstall", NAME, "--wait", f"--timeout={INSTALL_SECONDS}s")
+
+    def pods(self, component: str) -> list[dict[str, Any]]:
+        """Pods of a component, without those that are being deleted."""
+        found = self.kubectl.get("pods", "-l", f"app.kubernetes.io/component={component}")["items"]
+        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+    def secret(self, name: str, key: str) -> str:
+        """A value of a Secret."""
+        return base64.b64decode(self.kubectl.get("secret", name)["data"][key]).decode()
+
+    def logs(self) -> str:
+        """The tail of every container's log."""
+        names = self.kubectl("get", "pods", "-o", "name", ok=False).split()
+        return "\n".join(
+            f"== {name}\n{self.kubectl('logs', name, '--all-containers', '--tail=15', '--prefix', ok=False)}" for name in names
+        )
+
+    @contextmanager
+    def client(self) -> Iterator[Client]:
+        """The Python client, through `kubectl port-forward` to the one Service that is for clients."""
+        with (
+            self.forwarded(f"service/{NAME}", 7878) as port,
+            Client(f"https://localhost:{port}", self.token, tls=Tls(ca=self.authority)) as client,
+        ):
+            yield client
+
+    @property
+    def token(self) -> str:
+        return self.secret(f"{NAME}-token", "token")
+
+    @property
+    def authority(self) -> Path:
+        """The file of the certificate's authority."""
+        file = self.folder / "ca.crt"
+        file.write_text(self.kubectl.get("configmap", f"{NAME}-public")["data"]["ca.crt"])
+        return file
+
+    @contextmanager
+    def forwarded(self, target: str, port: int) -> Iterator[int]:
+        """A local port that leads to a port of a Service or pod."""
+        process = subprocess.Popen(self.kubectl.command("port-forward", target, f":{port}"), stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert "Forwarding from" in line, f"{target} cannot be reached\n{self.logs()}"
+            yield int(line.split(":")[1].split()[0])
+        finally:
+            process.kill()
+            process.wait()
+
+
+def until(holds: Any, *, seconds: float, release: Release) -> None:
+    """Waits; where it does not come true, shows what the pods say."""
+    end = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > end:
+            pytest.fail(
+                f"did not come true in {seconds} s\n{release.kubectl('get', 'pods,events', '-o', 'wide', ok=False)}\n{release.logs()}"
+            )
+        time.sleep(0.5)
