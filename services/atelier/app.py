@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
-import logging
 import os
 import signal
 import socket
@@ -15,6 +14,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from atelier import telemetry
 from atelier.client.address import Address
 from atelier.errors import AtelierError, failed_precondition
 from atelier.rpc.auth import Tokens
@@ -59,7 +59,7 @@ def migrate() -> str:
     from atelier.migrations import migrate
 
     settings = read()
-    with _logged(settings.data, "migrate"), closing(Database(settings.ledger_url)) as database:
+    with _logged(settings, "migrate"), closing(Database(settings.ledger_url)) as database:
         return migrate(database)
 
 
@@ -87,7 +87,7 @@ def inside(data: Path, *, serving: bool = False) -> Iterator[Address]:
         finally:
             began.set()
 
-    with _logged(settings.data, "command"), _locked(settings.data, SERVICES):
+    with _logged(settings, "command"), _locked(settings.data, SERVICES):
         thread = threading.Thread(target=work, name="services")
         thread.start()
         try:
@@ -101,7 +101,7 @@ def inside(data: Path, *, serving: bool = False) -> Iterator[Address]:
 
 
 def _run(settings: Settings, services: Sequence[str], *, on_ready: Callable[[Address], None], announce: bool) -> None:
-    with _logged(settings.data, "atelier" if announce else services[0]), _locked(settings.data, services):
+    with _logged(settings, "atelier" if announce else services[0]), _locked(settings.data, services):
         run_file = settings.data / RUN_FILE
 
         def ready(address: Address) -> None:
@@ -158,22 +158,16 @@ def _await_thread(stop: threading.Event) -> Callable[[], object]:
 
 
 @contextmanager
-def _logged(data: Path, name: str) -> Iterator[None]:
-    """Everything that is logged goes into a file of the data folder, nothing to the terminal."""
-    (data / "logs").mkdir(parents=True, exist_ok=True)
-    logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
-    handler = logging.FileHandler(data / "logs" / f"{name}.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    level = root.level
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)
+def _logged(settings: Settings, name: str) -> Iterator[None]:
+    """Everything that is logged goes into a file of the data folder and nothing to the terminal, or as JSON to standard error."""
+    logs = settings.data / "logs"
+    if not settings.log_json:
+        logs.mkdir(parents=True, exist_ok=True)
+    undo = telemetry.log_into(None if settings.log_json else logs / f"{name}.log", as_json=settings.log_json)
     try:
         yield
     finally:
-        root.setLevel(level)
-        root.removeHandler(handler)
-        handler.close()
+        undo()
 
 
 @contextmanager

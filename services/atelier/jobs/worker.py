@@ -16,6 +16,7 @@ from typing import Any
 
 from google.protobuf import any_pb2, descriptor_pool, message_factory
 
+from atelier import telemetry
 from atelier.artifacts.signing import Verifier
 from atelier.errors import AtelierError, Status
 from atelier.jobs.attempts_client import AttemptsClient
@@ -33,7 +34,7 @@ Execute = Callable[[Any, JobContext], None]
 
 def main(execute: Execute) -> None:
     """Runs one attempt of the job that the environment names, then exits. For `__main__.py` of each service."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    telemetry.log_of_worker(os.environ)
     _watch_lifeline()
     preempted = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: preempted.set())

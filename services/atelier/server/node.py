@@ -47,8 +47,6 @@ class Node:
     def __init__(self, settings: ReplicaSettings, *, token: str, replica: str) -> None:
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        if settings.log:
-            _log_into(Path(settings.log))
         self._settings = settings
         self._replica = replica
         self._fingerprint = _detect(settings)
@@ -224,16 +222,6 @@ def _end_process() -> None:
     """The device has failed for good: Serve starts another replica, and the gateway makes its calls once more there."""
     logging.getLogger("atelier.replica").critical("the device has failed; the process ends")
     os._exit(1)
-
-
-def _log_into(path: Path) -> None:
-    """Ray's own log folder ends with Ray."""
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger = logging.getLogger("atelier")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    logger.propagate = False
 
 
 def _held(variant: Variant) -> replica_pb2.ReplicaModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import os
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -12,6 +13,7 @@ from typing import Any
 
 from ray import serve
 
+from atelier import telemetry
 from atelier.errors import AtelierError, Status
 from atelier.rpc.auth import Tokens
 from atelier.rpc.status import abort_arguments
@@ -30,6 +32,8 @@ class Replica:
         from atelier.server.node import Node
 
         settings = ReplicaSettings.read(Path(settings_path))
+        # Into a file of the installation's where there is one: Ray's own log folder ends with Ray.
+        telemetry.log_into(Path(settings.log) if settings.log else None, as_json=telemetry.wants_json(os.environ), logger="atelier")
         self._tokens = Tokens(Path(settings.internal_token_file))
         self._node = Node(settings, token=self._tokens.all[0], replica=secrets.token_hex(4))
 
@@ -39,7 +43,7 @@ class Replica:
         Serve's proxy learns status and details with a message only, so an error sends one more, empty message.
         """
         try:
-            self._authorize(grpc_context)
+            self._admit(grpc_context)
             async with aclosing(self._pictures(request)) as responses:
                 async for response in responses:
                     yield response
@@ -74,8 +78,10 @@ class Replica:
         finally:
             work.cancelled.set()
 
-    def _authorize(self, grpc_context: Any) -> None:
+    def _admit(self, grpc_context: Any) -> None:
+        """Whose call it is; raises UNAUTHENTICATED where it may not be made."""
         metadata = {str(key): str(value) for key, value in grpc_context.invocation_metadata() or ()}
+        telemetry.begin_call("/atelier.v1.Sampling/Sample", metadata.get(telemetry.REQUEST_ID, ""))
         given = metadata.get("authorization", "").encode()
         if not any([hmac.compare_digest(given, f"Bearer {token}".encode()) for token in self._tokens.all]):
             raise AtelierError(Status.UNAUTHENTICATED, "TOKEN_MISSING_OR_WRONG", "call the gateway, not Ray Serve's own port")
