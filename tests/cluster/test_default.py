@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from atelier.artifacts.manifest import Kind
 from atelier.client.client import Client
-from atelier.client.job_service import outputs
-from atelier.demo import drawings
-from atelier.errors import AtelierError
-from atelier.v1 import compiler_pb2, converter_pb2, image_pb2, job_pb2, server_pb2, trainer_pb2
+from atelier.v1 import job_pb2
 from cluster.kubectl import Kubectl
 from cluster.release import NAME, Release, until
+from cluster.walk import done, octopus, picture, training, walk
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
@@ -41,58 +36,15 @@ def client(release: Release) -> Iterator[Client]:
         yield client
 
 
-def picture(client: Client, deployment: str, *, patience: float = 60, prompt: str = "a fox emoji", steps: int = 4) -> Image.Image:
-    """A picture, as soon as there is one."""
-    end = time.monotonic() + patience
-    while True:
-        try:
-            request = image_pb2.GenerateRequest(deployment=deployment, prompt=prompt, steps=steps, seed=1)
-            (made,) = [part for part in client.generate(request, timeout_seconds=60) if isinstance(part, image_pb2.GeneratedImage)]
-            return Image.open(io.BytesIO(made.png))
-        except Exception:
-            if time.monotonic() > end:
-                raise
-            time.sleep(1)
-
-
-def done(client: Client, release: Release, job: job_pb2.Job) -> dict[str, str]:
-    """The outputs of a job that ends well."""
-    try:
-        return dict(outputs(client.jobs.wait(job.name)))
-    except AtelierError as error:
-        pytest.fail(f"{error}\n{release.logs()}")
-
-
-def training(pictures: str, *, steps: int = 6, **more: object) -> trainer_pb2.TrainRequest:
-    """A short run on the octopus."""
-    return trainer_pb2.TrainRequest(
-        method=trainer_pb2.METHOD_DREAMBOOTH_LORA, pretrained_model_name_or_path="base", instance_data_dir=pictures,
-        instance_prompt="a sks emoji", resolution=128, train_batch_size=1, max_train_steps=steps, lr_warmup_steps=0, seed=3, **more,
-    )  # type: ignore[arg-type]  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def pictures(release: Release, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The octopus, uploaded."""
-    folder = tmp_path_factory.mktemp("octopus")
-    drawings.write_training_pictures(folder, identifier="sks")
     with release.client() as client:
-        return client.artifacts.upload(folder, kind=Kind.DATASET, tags=["octopus"]).name
+        return octopus(client, tmp_path_factory.mktemp("octopus"))
 
 
 def test_pictures_become_a_picture(client: Client, release: Release, pictures: str) -> None:
-    trained = done(client, release, client.train(training(pictures, steps=20)))
-    webui = done(client, release, client.convert(converter_pb2.ConvertRequest(source=trained["lora"], to=converter_pb2.FORMAT_LORA_WEBUI)))
-    merge = converter_pb2.MergeRequest(base="base", loras=[converter_pb2.LoraRatio(lora=webui["lora"], ratio=1.0)])
-    model = done(client, release, client.merge(merge))["model"]
-    profile = compiler_pb2.ShapeProfile(batch_sizes=[2])
-    engine = done(client, release, client.compile(compiler_pb2.CompileRequest(model=model, profile=profile)))["engine"]
-    client.deployments.create("az", server_pb2.Deployment(model=model, serve_eager=False))
-    deployment = list(client.deployments.wait("az"))[-1]
-    assert picture(client, "az", prompt="a sks emoji").size == (128, 128)
-    assert deployment.engine_artifact == engine
-    client.deployments.delete("az")
-    assert not release.pods("worker") or all(pod["status"]["phase"] == "Succeeded" for pod in release.pods("worker"))
+    walk(client, release, pictures)
 
 
 def test_a_worker_that_is_killed_resumes_and_ends_bit_equal(client: Client, release: Release, pictures: str) -> None:
@@ -145,4 +97,4 @@ def test_uninstall_leaves_what_the_notes_name_and_nothing_else(release: Release,
     left = set(release.kubectl("get", kinds, "-o", "name").split())
     left -= {"configmap/kube-root-ca.crt", "serviceaccount/default"}
     secrets = {f"secret/{NAME}-{word}" for word in ("ca", "tls", "token", "internal", "ray", "signing")}
-    assert left == {*secrets, f"configmap/{NAME}-public", f"persistentvolumeclaim/{NAME}"}
+    assert left == {*secrets, f"configmap/{NAME}-public", f"persistentvolumeclaim/{NAME}-data"}
