@@ -84,3 +84,13 @@ class Fingerprint:
     def from_json(cls, content: Mapping[str, Any]) -> Fingerprint:
         """Reads what `to_json` wrote."""
         return cls(**content)
+
+
+def is_of(label: str, found: str) -> bool:
+    """Whether the product `found` on a machine is that of a node's label `nvidia.com/gpu.product`.
+
+    A label may end in `-SHARED` (time slicing), which a device does not know of; a slice of a GPU (MIG, strategy mixed) is named more
+    closely than its node.
+    """
+    product = label.removesuffix("-SHARED")
+    return found == product or found.startswith(f"{product}-MIG-")

@@ -19,7 +19,7 @@ from atelier.artifacts.store import Store
 from atelier.engines.detect import detect
 from atelier.engines.engine import Engine
 from atelier.engines.engine import load as load_engine
-from atelier.engines.fingerprint import Fingerprint
+from atelier.engines.fingerprint import Fingerprint, is_of
 from atelier.engines.manifest import EngineManifest
 from atelier.errors import AtelierError, Status, failed_precondition
 from atelier.rpc.channel import channel
@@ -212,7 +212,7 @@ class Node:
 def _detect(settings: ReplicaSettings) -> Fingerprint:
     """What this machine is. Raises FAILED_PRECONDITION where that is not what the pool's label says."""
     found = detect()
-    if found.label != settings.gpu:
+    if not is_of(settings.gpu, found.label):
         sentence = f"pools/{settings.pool} is for {settings.gpu}, and this node has {found.label}: its labels are wrong"
         raise failed_precondition("GPU_MISMATCH", sentence, wanted=settings.gpu, found=found.label)
     return found

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from atelier.engines.fingerprint import Fingerprint
+from atelier.engines.fingerprint import Fingerprint, is_of
 from atelier.errors import AtelierError, Status
 
 MACHINE = Fingerprint(
@@ -62,3 +62,9 @@ def test_labels_name_the_product_alone() -> None:
 def test_a_backend_that_is_not_there_is_named() -> None:
     with pytest.raises(ValueError, match="there is no tensorrt here, only inductor, openvino"):
         MACHINE.only("tensorrt")
+
+
+def test_a_device_is_known_under_its_nodes_label() -> None:
+    assert is_of("NVIDIA-A10", "NVIDIA-A10") and is_of("NVIDIA-A10-SHARED", "NVIDIA-A10") and is_of("cpu", "cpu")
+    assert is_of("NVIDIA-A100-SXM4-80GB", "NVIDIA-A100-SXM4-80GB-MIG-1g.10gb")
+    assert not is_of("NVIDIA-A10", "NVIDIA-A100-SXM4-80GB") and not is_of("NVIDIA-A10", "cpu")
