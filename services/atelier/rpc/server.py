@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from atelier.meters import Meters
 from atelier.rpc.channel import MAX_MESSAGE_BYTES
 from atelier.rpc.interceptors import Authorize, CallInterceptor
 from atelier.rpc.tls import Tls
@@ -26,7 +27,12 @@ _OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.keepalive_time_ms", 120_000),
     ("grpc.http2.max_ping_strikes", 0),
+    # Calls that run go on over the connection of before: longer than any transfer of a model takes.
+    ("grpc.max_connection_age_grace_ms", 3_600_000),
 )
+
+MAX_CONNECTION_AGE_SECONDS = 300.0
+"""After it, give or take a tenth, a client connects anew between two calls, and so finds servers that have come since."""
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -40,12 +46,27 @@ class Service:
     servicer: Any
 
 
-@dataclass(frozen=True, kw_only=True)
 class Bound:
     """A server that answers."""
 
-    port: int
-    health: HealthServicer
+    def __init__(self, port: int, *, server: grpc.aio.Server, stopping: asyncio.Event, grace_seconds: float) -> None:
+        self.port = port
+        self.health = HealthServicer()
+        self._server = server
+        self._stopping = stopping
+        self._grace_seconds = grace_seconds
+
+    async def drain(self, *, seconds: float) -> None:
+        """Health says NOT_SERVING at once, and for `seconds` all goes on, until those who send calls have heard of it.
+
+        Then no call is taken any more, watches end, and what else runs gets the grace. A second time there is nothing left to do.
+        """
+        await self.health.enter_graceful_shutdown()
+        await asyncio.sleep(seconds)
+        stopped = asyncio.ensure_future(self._server.stop(self._grace_seconds))
+        await asyncio.sleep(0)  # the server takes no call from here on: who watched finds another one
+        self._stopping.set()
+        await asyncio.shield(stopped)
 
 
 @asynccontextmanager
@@ -57,35 +78,39 @@ async def serving(
     handlers: Sequence[grpc.GenericRpcHandler] = (),
     reflected: Sequence[str] = (),
     tls: Tls | None = None,
+    meters: Meters | None = None,
     grace_seconds: float = 10.0,
+    max_connection_age_seconds: float = MAX_CONNECTION_AGE_SECONDS,
 ) -> AsyncIterator[Bound]:
-    """Serves until the block ends, then drains: health first, then running calls get `grace_seconds`.
+    """Serves until the block ends, and drains then without waiting; for a wait see `Bound.drain`.
 
     `listen` is `host:port`, port 0 draws one; `handlers` answer what no service does (the gateway's pass-through), `reflected` names their
     services for reflection. Raises OSError when the port is taken.
     """
-    server = grpc.aio.server(interceptors=[CallInterceptor(authorize)], options=_OPTIONS)
+    stopping = asyncio.Event()
+    interceptor = CallInterceptor(authorize, meters=meters or Meters(), stopping=stopping)
+    age = ("grpc.max_connection_age_ms", round(1000 * max_connection_age_seconds))
+    server = grpc.aio.server(interceptors=[interceptor], options=(*_OPTIONS, age))
     for service in services:
         service.add(service.servicer, server)
     if handlers:
         server.add_generic_rpc_handlers(tuple(handlers))
     names = [service.descriptor.full_name for service in services] + list(reflected)
-    health = HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection([*names, "grpc.health.v1.Health", reflection.SERVICE_NAME], server)
     try:
         port = server.add_secure_port(listen, tls.server_credentials()) if tls else server.add_insecure_port(listen)
     except RuntimeError as error:
         sentence = f"cannot listen on {listen}: it is in use, or not of this machine; give another by --listen, port 0 draws one"
         raise OSError(sentence) from error
+    bound = Bound(port, server=server, stopping=stopping, grace_seconds=grace_seconds)
+    health_pb2_grpc.add_HealthServicer_to_server(bound.health, server)
     await server.start()
     for name in ["", *names]:
-        await health.set(name, SERVING)
+        await bound.health.set(name, SERVING)
     try:
-        yield Bound(port=port, health=health)
+        yield bound
     finally:
-        await health.enter_graceful_shutdown()
-        await asyncio.shield(server.stop(grace_seconds))
+        await bound.drain(seconds=0)
 
 
 @asynccontextmanager

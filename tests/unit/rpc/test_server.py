@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from atelier import errors
+from atelier import errors, telemetry
 from atelier.rpc import auth, channel, server, status
 from atelier.v1 import job_pb2, job_pb2_grpc
 
@@ -77,6 +78,38 @@ async def test_a_bug_reaches_the_log_and_not_the_client(caplog: pytest.LogCaptur
     assert error.status is errors.Status.INTERNAL
     assert "hunter2" not in error.message
     assert "hunter2" in caplog.text
+
+
+async def test_a_bug_is_found_in_the_log_by_what_the_client_was_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.handler.setFormatter(telemetry.JsonFormatter())
+    with caplog.at_level(logging.INFO):
+        error = await ask(lambda c: error_of(lambda: job_pb2_grpc.JobsStub(c).GetJob(job_pb2.GetJobRequest(name="jobs/bug"))))
+    lines = [json.loads(line) for line in caplog.text.splitlines()]
+    failed, ended = [line for line in lines if line.get("request_id") == error.message.split()[-1]]
+    assert failed["method"] == ended["method"] == "/atelier.v1.Jobs/GetJob"
+    assert "hunter2" in failed["exception"] and (ended["code"], ended["level"]) == ("INTERNAL", "INFO")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "kept"), [("jobs/abcd", "mine-1", True), ("jobs/bad", "mine-1", True), ("jobs/abcd", "a b", False)]
+)
+async def test_a_call_gets_its_id_back_the_clients_own_where_it_can_be_used(
+    name: str, given: str, kept: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def get(plain: grpc.Channel) -> dict[str, Any]:
+        call: Any = job_pb2_grpc.JobsStub(plain).GetJob
+        try:
+            _, answer = call.with_call(job_pb2.GetJobRequest(name=name), metadata=((telemetry.REQUEST_ID, given),))
+        except grpc.RpcError as error:
+            answer = error
+        return dict(answer.trailing_metadata())
+
+    caplog.handler.setFormatter(telemetry.JsonFormatter())
+    with caplog.at_level(logging.INFO):
+        identifier = (await ask(get))[telemetry.REQUEST_ID]
+    assert (identifier == given) is kept and identifier
+    (line,) = [json.loads(line) for line in caplog.text.splitlines() if identifier in line]
+    assert line["job"] == name if name == "jobs/abcd" else "job" not in line
 
 
 async def test_a_full_disk_of_the_server_is_said_to_be_full() -> None:
