@@ -70,7 +70,7 @@ def inside(data: Path, *, serving: bool = False) -> Iterator[Address]:
     Raises FAILED_PRECONDITION when another process has the folder.
     """
     # Nobody but the user of the command can ask these services for anything: --allow-download is word enough.
-    settings = read(data=data, listen="127.0.0.1:0", health_listen=None, serving=serving, allow_download=True)
+    settings = read(data=data, listen="127.0.0.1:0", health_listen=None, serving=serving, allow_download=True, drain_seconds=0)
     ready: list[Address] = []
     began, stop = threading.Event(), threading.Event()
     failure: list[BaseException] = []

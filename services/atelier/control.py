@@ -64,7 +64,7 @@ logger = logging.getLogger("atelier.control")
 
 @asynccontextmanager
 async def control(settings: Settings, services: Sequence[str], *, gpu: str) -> AsyncIterator[Address]:
-    """Runs `services` until the block ends: Ray ends first, then calls, then workers, after a checkpoint. `gpu`: the pool's label.
+    """Runs `services` until the block ends: calls end first, then Ray, then workers, after a checkpoint. `gpu`: the pool's label.
 
     Gives where this machine itself reaches it.
     """
@@ -91,7 +91,8 @@ async def control(settings: Settings, services: Sequence[str], *, gpu: str) -> A
             server.serving(settings.internal_listen, inner, authorize=_internal(internal_token), tls=tls, grace_seconds=2)
         )
         internal_target = f"{settings.internal_host or settings.reached(settings.internal_listen)}:{internal.port}"
-        told = {"ATELIER_ATTEMPTS": internal_target, "ATELIER_PUBLIC_KEY": str(keys / PUBLIC)}
+        told = {"ATELIER_ATTEMPTS": internal_target, "ATELIER_PUBLIC_KEY": str(settings.public_key_file or keys / PUBLIC)}
+        told |= {"ATELIER_LOG_JSON": "true"} if settings.log_json else {}
         launcher = LocalLauncher(
             environment=told | (tls.as_environment() if tls else {}),
             token_of=tokens.token,
@@ -116,6 +117,7 @@ async def control(settings: Settings, services: Sequence[str], *, gpu: str) -> A
             await stack.enter_async_context(server.plain_health(settings.health_listen, bound.health))
         if serving:
             await stack.enter_async_context(serving.started(internal_target=internal_target, own=address))
+        stack.push_async_callback(lambda: bound.drain(seconds=settings.drain_seconds))  # before Ray ends, so that running calls can
         yield address
     database.close()
 
