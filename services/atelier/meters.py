@@ -32,3 +32,6 @@ class Meters:
 
     def replica_lost(self, pool: str) -> None:
         """A replica, or Serve's proxy before it, went away under a Generate call."""
+
+
+UNMEASURED = Meters()

@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from atelier.meters import Meters
+from atelier.meters import UNMEASURED, Meters
 from atelier.rpc.channel import MAX_MESSAGE_BYTES
 from atelier.rpc.interceptors import Authorize, CallInterceptor
 from atelier.rpc.tls import Tls
@@ -78,7 +78,7 @@ async def serving(
     handlers: Sequence[grpc.GenericRpcHandler] = (),
     reflected: Sequence[str] = (),
     tls: Tls | None = None,
-    meters: Meters | None = None,
+    meters: Meters = UNMEASURED,
     grace_seconds: float = 10.0,
     max_connection_age_seconds: float = MAX_CONNECTION_AGE_SECONDS,
 ) -> AsyncIterator[Bound]:
@@ -88,7 +88,7 @@ async def serving(
     services for reflection. Raises OSError when the port is taken.
     """
     stopping = asyncio.Event()
-    interceptor = CallInterceptor(authorize, meters=meters or Meters(), stopping=stopping)
+    interceptor = CallInterceptor(authorize, meters=meters, stopping=stopping)
     age = ("grpc.max_connection_age_ms", round(1000 * max_connection_age_seconds))
     server = grpc.aio.server(interceptors=[interceptor], options=(*_OPTIONS, age))
     for service in services:

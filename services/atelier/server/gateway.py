@@ -12,7 +12,9 @@ from typing import Any
 
 import grpc
 
+from atelier import telemetry
 from atelier.errors import AtelierError, Status, Violation, invalid, not_found, unavailable
+from atelier.meters import UNMEASURED, Meters
 from atelier.rpc.channel import bearer
 from atelier.rpc.status import DETAILS, from_call
 from atelier.server.deployments import Deployment, DeploymentLedger
@@ -34,13 +36,21 @@ class ImagesServicer(image_pb2_grpc.ImagesServicer):
     """`channel` leads to Serve's gRPC proxy; `max_in_work` bounds the requests of this process."""
 
     def __init__(
-        self, *, deployments: DeploymentLedger, pools: Pools, channel: grpc.aio.Channel, internal_token: str, max_in_work: int = 64
+        self,
+        *,
+        deployments: DeploymentLedger,
+        pools: Pools,
+        channel: grpc.aio.Channel,
+        internal_token: str,
+        max_in_work: int = 64,
+        meters: Meters = UNMEASURED,
     ) -> None:
         self._deployments = deployments
         self._pools = pools
         self._sampling: Any = replica_pb2_grpc.SamplingStub(channel)
         self._internal_token = internal_token
         self._max_in_work = max_in_work
+        self._meters = meters
         self._in_work = 0
 
     async def Generate(self, request: image_pb2.GenerateRequest, context: Any) -> AsyncIterator[image_pb2.GenerateResponse]:  # type: ignore[override]
@@ -49,11 +59,18 @@ class ImagesServicer(image_pb2_grpc.ImagesServicer):
             sentence = f"{self._in_work} requests are in work: try again later"
             raise AtelierError(Status.RESOURCE_EXHAUSTED, "OVERLOADED", sentence, retry_after_seconds=2.0)
         self._in_work += 1
+        begin, stepped = time.monotonic(), False
         try:
             deployment, sample = await asyncio.to_thread(self._prepare, request)
             async with aclosing(self._sample(deployment, sample, context)) as responses:
                 async for response in responses:
+                    if response.HasField("image"):
+                        self._meters.picture_made(deployment.pool, compiled=bool(response.image.engine))
+                    elif not stepped:
+                        stepped = True
+                        self._meters.first_step(deployment.pool, seconds=time.monotonic() - begin)
                     yield response
+            self._meters.generated(deployment.pool, seconds=time.monotonic() - begin)
         finally:
             self._in_work -= 1
 
@@ -67,6 +84,9 @@ class ImagesServicer(image_pb2_grpc.ImagesServicer):
             *bearer(self._internal_token),
             ("application", deployment.pool),
             ("multiplexed_model_id", deployment.model),
+            # Under the same id in the replica's log, and in Serve's own.
+            (telemetry.REQUEST_ID, telemetry.request_id()),
+            ("request_id", telemetry.request_id()),
         )
         for attempt in (1, 2):
             pictures = 0
@@ -84,6 +104,7 @@ class ImagesServicer(image_pb2_grpc.ImagesServicer):
                     raise found from None
             finally:
                 call.cancel()
+            self._meters.replica_lost(deployment.pool)
             if pictures or attempt == 2:
                 raise unavailable("REPLICA_LOST", "the replica was lost: try again", retry_after_seconds=1.0)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 
+from atelier import telemetry
 from atelier.errors import unavailable
 from atelier.rpc.channel import aio_channel
 from atelier.rpc.status import from_call
@@ -40,6 +41,7 @@ class PassThrough(grpc.GenericRpcHandler):  # type: ignore[misc]
 
         async def forward(request: bytes, context: Any) -> bytes:
             metadata = [(k, v) for k, v in context.invocation_metadata() or () if k == "authorization"]
+            metadata.append((telemetry.REQUEST_ID, telemetry.request_id()))
             call: Any = channel.unary_unary(method)
             try:
                 answer: bytes = await call(request, metadata=metadata, timeout=context.time_remaining())

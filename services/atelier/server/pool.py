@@ -43,6 +43,8 @@ class Pools:
         self._lock = threading.Lock()
         self.messages: dict[str, str] = {}
         """What a pool waits for, as its reconciler knows it."""
+        self.targets: dict[str, int] = {}
+        """How many replicas Serve wants, as the reconciler knows it."""
         self.problems: dict[tuple[str, str], str] = {}
         """Why a deployment with a model does not get its MODEL or engine, as the reconciler knows it."""
 

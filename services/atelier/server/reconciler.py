@@ -203,6 +203,7 @@ class ServeReconciler:
         for pool, state in found.items():
             status, text = state.get("status", ""), state.get("message", "")
             self.pools.messages[pool] = WORDS.get(status, "")
+            self.pools.targets[pool] = sum(each.get("target_num_replicas", 0) for each in state.get("deployments", {}).values())
             if text and text != self._said.get(pool):
                 logger.warning("Serve says of pools/%s: %s %s", pool, status, text)
             self._said[pool] = text
