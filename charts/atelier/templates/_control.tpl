@@ -1,9 +1,3 @@
-{{/* Ports of a service by name: what clients call, what workers and replicas call, health in the clear, metrics in the clear. */}}
-{{- define "atelier.ports" -}}
-{{- $offset := get (dict "server" 0 "trainer" 1 "converter" 2 "compiler" 3) .service -}}
-{{- dict "public" (add 7878 $offset) "internal" (add 7888 $offset) "health" (add 7868 $offset) "metrics" (add 7858 $offset) | toJson -}}
-{{- end -}}
-
 {{/* Environment that opens ledger and store; for the services and for what migrates. */}}
 {{- define "atelier.ledgerEnvironment" -}}
 - name: ATELIER_DATA
@@ -45,6 +39,10 @@
   value: /etc/atelier/tls/tls.key
 - name: ATELIER_TLS_CA
   value: /etc/atelier/tls/ca.crt
+{{- if .root.Values.tls.mutual.caSecret }}
+- name: ATELIER_TLS_CLIENT_CA
+  value: /etc/atelier/client-ca/ca.crt
+{{- end }}
 - name: ATELIER_TOKEN_FILE
   value: /etc/atelier/token/token
 - name: ATELIER_INTERNAL_TOKEN_FILE
@@ -75,32 +73,19 @@
   value: /etc/atelier/signing/signing.pem
 {{- end }}
 {{- end }}
-{{- with concat .root.Values.control.extraEnv (get .root.Values .service).extraEnv }}
-{{ toYaml . }}
-{{- end }}
-{{- end -}}
-
-{{/* Environment from Secrets and ConfigMaps: the store's credentials and the operator's own; nothing where there is none. */}}
-{{- define "atelier.environmentFrom" -}}
-{{- $from := list -}}
-{{- with .root.Values.store.existingSecret }}{{ $from = append $from (dict "secretRef" (dict "name" .)) }}{{ end -}}
-{{- with concat $from (.extra | default list) -}}
-envFrom:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
 {{- end -}}
 
 {{/* The container of a service. */}}
 {{- define "atelier.container" -}}
 {{- $ports := include "atelier.ports" . | fromJson -}}
+{{- $control := .root.Values.control -}}
 {{- $given := get .root.Values .service -}}
 - name: {{ .service }}
-  image: {{ include "atelier.image" (dict "root" .root "image" "control") }}
-  imagePullPolicy: {{ .root.Values.images.pullPolicy }}
+  {{- include "atelier.containerBase" (dict "root" .root "image" "control") | nindent 2 }}
   args: [serve, {{ .service }}]
   env:
-    {{- include "atelier.environment" . | nindent 4 }}
-  {{- with include "atelier.environmentFrom" (dict "root" .root "extra" .root.Values.control.extraEnvFrom) }}
+    {{- include "atelier.overlaid" (dict "own" (include "atelier.environment" .) "extras" (list $control.extraEnv $given.extraEnv)) | nindent 4 }}
+  {{- with include "atelier.environmentFrom" (dict "root" .root "extra" $control.extraEnvFrom) }}
   {{- . | nindent 2 }}
   {{- end }}
   ports:
@@ -111,6 +96,7 @@ envFrom:
   startupProbe:
     grpc: {port: {{ $ports.health }}}
     periodSeconds: 2
+    timeoutSeconds: 3
     failureThreshold: 90
   readinessProbe:
     grpc: {port: {{ $ports.health }}}
@@ -124,12 +110,13 @@ envFrom:
     failureThreshold: 6
   resources:
     {{- toYaml $given.resources | nindent 4 }}
-  securityContext:
-    {{- include "atelier.containerSecurity" .root | nindent 4 }}
   volumeMounts:
     - {name: data, mountPath: /data}
     - {name: tmp, mountPath: /tmp}
     - {name: tls, mountPath: /etc/atelier/tls, readOnly: true}
+    {{- if .root.Values.tls.mutual.caSecret }}
+    - {name: client-ca, mountPath: /etc/atelier/client-ca, readOnly: true}
+    {{- end }}
     - {name: token, mountPath: /etc/atelier/token, readOnly: true}
     - {name: internal, mountPath: /etc/atelier/internal, readOnly: true}
     - {name: public, mountPath: /etc/atelier/public, readOnly: true}
@@ -142,27 +129,30 @@ envFrom:
     - {name: signing, mountPath: /etc/atelier/signing, readOnly: true}
     {{- end }}
     {{- end }}
-    {{- with .root.Values.control.extraVolumeMounts }}
+    {{- with $control.extraVolumeMounts }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
 {{- end -}}
 
-{{/* What brings the ledger's tables to this version, before any service of the pod starts. */}}
+{{/* What brings the ledger's tables to this version before any service of the pod starts. */}}
 {{- define "atelier.migration" -}}
 - name: migrate
-  image: {{ include "atelier.image" (dict "root" . "image" "control") }}
-  imagePullPolicy: {{ .Values.images.pullPolicy }}
+  {{- include "atelier.containerBase" (dict "root" . "image" "control") | nindent 2 }}
   args: [migrate]
   env:
-    {{- include "atelier.ledgerEnvironment" . | nindent 4 }}
+    {{- include "atelier.overlaid" (dict "own" (include "atelier.ledgerEnvironment" .) "extras" (list .Values.control.extraEnv)) | nindent 4 }}
+  {{- with include "atelier.environmentFrom" (dict "root" . "extra" .Values.control.extraEnvFrom) }}
+  {{- . | nindent 2 }}
+  {{- end }}
   resources:
     requests: {cpu: 50m, memory: 128Mi}
     limits: {memory: 512Mi}
-  securityContext:
-    {{- include "atelier.containerSecurity" . | nindent 4 }}
   volumeMounts:
     - {name: data, mountPath: /data}
     - {name: tmp, mountPath: /tmp}
+    {{- with .Values.control.extraVolumeMounts }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
 {{- end -}}
 
 {{/* Volumes of a pod with these services: (dict "root" $ "services" (list "server")). */}}
@@ -178,80 +168,20 @@ envFrom:
 - name: tmp
   emptyDir: {}
 {{ include "atelier.secretVolume" (dict "name" "tls" "secret" (include "atelier.tlsSecret" .root)) }}
-{{ include "atelier.secretVolume" (dict "name" "token" "secret" (include "atelier.tokenSecret" .root) "items" (dict (ternary .root.Values.auth.existingSecretKey "token" (ne .root.Values.auth.existingSecret "")) "token")) }}
+{{- with .root.Values.tls.mutual.caSecret }}
+{{ include "atelier.secretVolume" (dict "name" "client-ca" "secret" . "items" (dict "ca.crt" "ca.crt")) }}
+{{- end }}
+{{ include "atelier.tokenVolume" .root }}
 {{ include "atelier.secretVolume" (dict "name" "internal" "secret" (printf "%s-internal" $name)) }}
-- name: public
-  configMap:
-    name: {{ $name }}-public
-- name: pools
-  configMap:
-    name: {{ $name }}-pools
-    items:
-      - {key: pools.json, path: pools.json}
+{{ include "atelier.mapVolume" (dict "name" "public" "map" (printf "%s-public" $name) "items" (dict "signing.pub" "signing.pub")) }}
+{{ include "atelier.mapVolume" (dict "name" "pools" "map" (printf "%s-pools" $name) "items" (dict "pools.json" "pools.json")) }}
 {{- if has "server" .services }}
 {{ include "atelier.secretVolume" (dict "name" "ray" "secret" (printf "%s-ray" $name)) }}
 {{- end }}
-{{- if or (has "trainer" .services) (has "converter" .services) (has "compiler" .services) }}
-- name: workers
-  configMap:
-    name: {{ $name }}-workers
+{{- if without .services "server" }}
+{{ include "atelier.mapVolume" (dict "name" "workers" "map" (printf "%s-workers" $name)) }}
 {{- end }}
-{{- if or (has "trainer" .services) (has "compiler" .services) }}
+{{- if without .services "server" "converter" }}
 {{ include "atelier.secretVolume" (dict "name" "signing" "secret" (printf "%s-signing" $name)) }}
 {{- end }}
-{{- with .root.Values.control.extraVolumes }}
-{{ toYaml . }}
-{{- end }}
-{{- end -}}
-
-{{/* A Deployment of the control image: (dict "root" $ "component" "control" "services" (list "server" ...) "replicas" 1). */}}
-{{- define "atelier.controlDeployment" -}}
-{{- $root := .root -}}
-{{- $name := include "atelier.fullname" $root -}}
-{{- $scaled := include "atelier.scaled" $root -}}
-apiVersion: apps/v1
-kind: Deployment
-metadata:
-  {{- include "atelier.metadata" (dict "root" $root "component" .component "name" (printf "%s-%s" $name .component)) | nindent 2 }}
-spec:
-  replicas: {{ .replicas }}
-  revisionHistoryLimit: 3
-  strategy:
-    {{- if $scaled }}
-    type: RollingUpdate
-    rollingUpdate: {maxUnavailable: 0, maxSurge: 1}
-    {{- else }}
-    type: Recreate
-    {{- end }}
-  selector:
-    matchLabels:
-      {{- include "atelier.selector" . | nindent 6 }}
-  template:
-    metadata:
-      labels:
-        {{- include "atelier.podLabels" (dict "root" $root "component" .component "labels" $root.Values.control.podLabels) | nindent 8 }}
-      annotations:
-        checksum/pools: {{ include "atelier.pools" $root | sha256sum }}
-        checksum/workers: {{ include "atelier.workers" $root | sha256sum }}
-        {{- with $root.Values.control.podAnnotations }}
-        {{- toYaml . | nindent 8 }}
-        {{- end }}
-    spec:
-      serviceAccountName: {{ $name }}-{{ .component }}
-      automountServiceAccountToken: true
-      enableServiceLinks: false
-      terminationGracePeriodSeconds: {{ $root.Values.control.terminationGracePeriodSeconds }}
-      securityContext:
-        {{- include "atelier.podSecurity" $root | nindent 8 }}
-      {{- with include "atelier.placement" (dict "root" $root "given" $root.Values.control) }}
-      {{- . | nindent 6 }}
-      {{- end }}
-      initContainers:
-        {{- include "atelier.migration" $root | nindent 8 }}
-      containers:
-        {{- range .services }}
-        {{- include "atelier.container" (dict "root" $root "service" .) | nindent 8 }}
-        {{- end }}
-      volumes:
-        {{- include "atelier.controlVolumes" . | nindent 8 }}
 {{- end -}}

@@ -18,8 +18,10 @@
 {{- $gpus := .gpusPerReplica | default 1 -}}
 {{- $resources := deepCopy (.resources | default $.Values.ray.nodes.resources) -}}
 {{- $tolerations := .tolerations | default list -}}
-{{- if $gpu -}}
+{{- if and $gpu (not .resourceClaims) -}}
 {{- $_ := set $resources "limits" (mergeOverwrite (dict) ($resources.limits | default dict) (dict $resource $gpus)) -}}
+{{- end -}}
+{{- if $gpu -}}
 {{- $tolerations = .tolerations | default (list (dict "key" $resource "operator" "Exists" "effect" "NoSchedule")) -}}
 {{- end -}}
 {{- $minimum := dig "minReplicas" 1 . -}}
@@ -41,6 +43,7 @@
   "downscaleToZeroDelaySeconds" (dig "downscaleToZeroDelaySeconds" 300 .)
   "whenFull" (.whenFull | default "wait")
   "serveEager" (dig "serveEager" true .)
+  "resourceClaims" (.resourceClaims | default list)
   "deployment" (ternary (printf "%s-pool-%s" $name .name) "" (and (eq $.Values.ray.operator "none") (gt (int64 $maximum) 0)))
 -}}
 {{- $pools = append $pools $pool -}}
@@ -50,7 +53,9 @@
 
 {{/* pools.json, as the services read it. */}}
 {{- define "atelier.pools" -}}
-{{- include "atelier.wholePools" . | fromJsonArray | toPrettyJson -}}
+{{- $pools := list -}}
+{{- range include "atelier.wholePools" . | fromJsonArray -}}{{- $pools = append $pools (omit . "resourceClaims") -}}{{- end -}}
+{{- toPrettyJson $pools -}}
 {{- end -}}
 
 {{/* What a replica is told: (dict "root" $ "pool" {...}). No secret stands in it. */}}
@@ -65,23 +70,6 @@
   "log" ""
   "store_url" .root.Values.store.url
   "threads" (int64 .pool.numCpus)
-  "tls" (dict "ATELIER_TLS_CA" "/etc/atelier/ca/ca.crt")
+  "tls" (include "atelier.callerTls" .root | fromJson)
 | toPrettyJson -}}
-{{- end -}}
-
-{{/* Volume with the authority of the serving certificate alone. */}}
-{{- define "atelier.authorityVolume" -}}
-- name: ca
-  {{- if .Values.tls.existingSecret }}
-  secret:
-    secretName: {{ .Values.tls.existingSecret }}
-    defaultMode: 0440
-    items:
-      - {key: ca.crt, path: ca.crt}
-  {{- else }}
-  configMap:
-    name: {{ include "atelier.fullname" . }}-public
-    items:
-      - {key: ca.crt, path: ca.crt}
-  {{- end }}
 {{- end -}}
