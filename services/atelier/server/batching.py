@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -14,7 +15,7 @@ from atelier.server.request import Picture, Request, Weights
 from atelier.server.rows import Costs, batch_of, fill, predict
 from atelier.server.samplers import PictureSampler
 
-__all__ = ["Full", "Request", "StepLoop", "Weights"]
+__all__ = ["Full", "Request", "StepLoop", "Tick", "Weights"]
 
 logger = logging.getLogger("atelier.replica")
 
@@ -26,10 +27,24 @@ class Full(Exception):
     """The inbox is full."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tick:
+    """A UNet call by `engine`: `rows` were asked for, `batch_rows` computed; `seconds` with the decoding of pictures that it finished.
+
+    Where a GPU goes on after the call returns, only the seconds of many ticks together say something.
+    """
+
+    engine: str
+    rows: int
+    batch_rows: int
+    seconds: float
+
+
 class StepLoop:
     """Start it once; `submit` from any thread. `max_waiting` bounds the inbox, `max_live` the pictures in work.
 
-    `on_lost` is called from the loop's thread when the device has failed for good; the process has to end then.
+    `on_lost` is called from the loop's thread when the device has failed for good; the process has to end then. `on_tick` is told there of
+    each UNet call.
     """
 
     def __init__(
@@ -40,9 +55,11 @@ class StepLoop:
         max_live: int = 64,
         costs: Costs | None = None,
         on_lost: Callable[[], None] = lambda: None,
+        on_tick: Callable[[Tick], None] = lambda tick: None,
     ) -> None:
         self._device = device
         self._on_lost = on_lost
+        self._on_tick = on_tick
         self._inbox: queue.Queue[Request | None] = queue.Queue(max_waiting)
         self._max_live = max_live
         self._live: list[Picture] = []
@@ -147,14 +164,16 @@ class StepLoop:
             chosen = fill(group, batches, kind=kind, costs=self._costs)
             begin = time.perf_counter()
             predictions = predict(run, chosen, batches)
+            rows = sum(picture.request.rows for picture in chosen)
+            batch_rows = batch_of(rows, batches)
             if self._device == "cpu":  # elsewhere the work goes on after the call; there company always pays
-                rows = sum(picture.request.rows for picture in chosen)
-                self._costs.record(kind, batch_of(rows, batches), time.perf_counter() - begin)
+                self._costs.record(kind, batch_rows, time.perf_counter() - begin)
             for picture, prediction in zip(chosen, predictions, strict=True):
                 picture.sampler.advance(prediction)
                 picture.served = self._ticks
             self._tell(chosen)
             self._finish([picture for picture in chosen if picture.sampler.done], engine)
+            self._on_tick(Tick(engine=engine, rows=rows, batch_rows=batch_rows, seconds=time.perf_counter() - begin))
         except Exception as error:
             # Those that ended within this tick have all that they asked for.
             self._fail(_requests(picture for picture in group if picture in self._live), error)

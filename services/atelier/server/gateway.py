@@ -18,7 +18,7 @@ from atelier.meters import UNMEASURED, Meters
 from atelier.rpc.channel import bearer
 from atelier.rpc.status import DETAILS, from_call
 from atelier.server.deployments import Deployment, DeploymentLedger
-from atelier.server.messages import SAMPLER_WORDS
+from atelier.server.messages import SAMPLER_WORDS, engine_word
 from atelier.server.pool import Pools
 from atelier.server.pool import Status as Standing
 from atelier.v1 import image_pb2, image_pb2_grpc, replica_pb2, replica_pb2_grpc, server_pb2
@@ -65,7 +65,7 @@ class ImagesServicer(image_pb2_grpc.ImagesServicer):
             async with aclosing(self._sample(deployment, sample, context)) as responses:
                 async for response in responses:
                     if response.HasField("image"):
-                        self._meters.picture_made(deployment.pool, compiled=bool(response.image.engine))
+                        self._meters.picture_made(deployment.pool, engine=engine_word(response.image.engine))
                     elif not stepped:
                         stepped = True
                         self._meters.first_step(deployment.pool, seconds=time.monotonic() - begin)

@@ -12,6 +12,8 @@ SAMPLER_WORDS: dict[int, str] = {
     image_pb2.SAMPLER_DPMPP_2M: "DPMPP_2M",
     image_pb2.SAMPLER_UNIPC: "UNIPC",
 }
+ENGINE_WORDS = ("eager", "compiled", "bound")
+"""By eager PyTorch, by an engine that takes the weights with each call, by one that was bound to them."""
 
 
 def fingerprint_to_message(fingerprint: Fingerprint) -> server_pb2.Fingerprint:
@@ -36,3 +38,9 @@ def fingerprint_from_message(message: server_pb2.Fingerprint) -> Fingerprint:
         torch=message.torch,
         backends=dict(message.backends),
     )
+
+
+def engine_word(engine: str) -> str:
+    """How a picture was computed, of ENGINE_WORDS, by what stands in its `engine`."""
+    eager, compiled, bound = ENGINE_WORDS
+    return eager if engine == eager else bound if engine.endswith("+bound") else compiled

@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from atelier.engines.manifest import EngineManifest
 from atelier.errors import AtelierError, Status, failed_precondition
 from atelier.rpc.channel import channel
 from atelier.rpc.tls import Tls
-from atelier.server.batching import Full, Request, StepLoop
+from atelier.server.batching import Full, Request, StepLoop, Tick
 from atelier.server.cache import Cache
 from atelier.server.memory import free_memory_bytes
 from atelier.server.messages import SAMPLER_WORDS, fingerprint_to_message
@@ -44,7 +44,7 @@ class Node:
 
     logger = logging.getLogger("atelier.replica")
 
-    def __init__(self, settings: ReplicaSettings, *, token: str, replica: str) -> None:
+    def __init__(self, settings: ReplicaSettings, *, token: str, replica: str, on_tick: Callable[[Tick], None] = lambda tick: None) -> None:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self._settings = settings
@@ -65,7 +65,7 @@ class Node:
         self._forget_at: dict[str, float] = {}
         self._known: dict[str, replica_pb2.ReplicaModel] = {}
         self._attaching = threading.Lock()
-        self._loop = StepLoop(device=self._device, max_waiting=settings.max_waiting, on_lost=_end_process)
+        self._loop = StepLoop(device=self._device, max_waiting=settings.max_waiting, on_lost=_end_process, on_tick=on_tick)
         self._loop.start()
         self._variants = Variants(quiet_seconds=self._loop.quiet_seconds, max_models=settings.max_models, device=self._device)
         self._reporting = Reporting(replica_pb2_grpc.ReplicasStub(self._channel), report=self._report, prepare=self._prepare)

@@ -30,12 +30,13 @@ class Replica:
 
     def __init__(self, settings_path: str) -> None:
         from atelier.server.node import Node
+        from atelier.server.step_meters import StepMeters
 
         settings = ReplicaSettings.read(Path(settings_path))
         # Into a file of the installation's where there is one: Ray's own log folder ends with Ray.
         telemetry.log_into(Path(settings.log) if settings.log else None, as_json=telemetry.wants_json(os.environ), logger="atelier")
         self._tokens = Tokens(Path(settings.internal_token_file))
-        self._node = Node(settings, token=self._tokens.all[0], replica=secrets.token_hex(4))
+        self._node = Node(settings, token=self._tokens.all[0], replica=secrets.token_hex(4), on_tick=StepMeters().measure)
 
     async def Sample(self, request: replica_pb2.SampleRequest, grpc_context: Any) -> AsyncIterator[image_pb2.GenerateResponse]:
         """Makes pictures. Errors go as status and details: what is raised here would show its traceback to the client.
