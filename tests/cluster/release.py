@@ -6,6 +6,7 @@ import base64
 import json
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ class Release:
         self.kubectl = kubectl
         self.folder = folder
         self.values = dict(values or {})
+        self.chart = CHART
 
     def helm(self, *words: str, ok: bool = True) -> str:
         """What helm prints."""
@@ -44,7 +46,7 @@ class Release:
         self.values |= more
         file = self.folder / "values.json"
         file.write_text(json.dumps(self.values))
-        return self.helm("upgrade", "--install", NAME, str(CHART), "-f", str(file), f"--timeout={INSTALL_SECONDS}s")
+        return self.helm("upgrade", "--install", NAME, str(self.chart), "-f", str(file), f"--timeout={INSTALL_SECONDS}s")
 
     def uninstall(self) -> str:
         return self.helm("uninstall", NAME, "--wait", f"--timeout={INSTALL_SECONDS}s")
@@ -65,6 +67,18 @@ class Release:
         file = self.folder / "eviction.json"
         file.write_text(json.dumps(eviction))
         self.kubectl("create", "--raw", path, "-f", str(file))
+
+    def replicas(self) -> dict[str, set[str]]:
+        """What Serve itself says: the addresses of the pods on which each pool's replicas run."""
+        with self.forwarded(f"service/{NAME}-ray-head", 8265) as port:
+            url = f"http://127.0.0.1:{port}/api/serve/applications/"
+            request = urllib.request.Request(url, headers={"Authorization": f"Bearer {self.secret(f'{NAME}-ray', 'token')}"})
+            with urllib.request.urlopen(request, timeout=30) as response:
+                found = json.load(response)["applications"]
+        return {
+            pool: {replica["node_ip"] for one in application["deployments"].values() for replica in one["replicas"] if replica["node_ip"]}
+            for pool, application in found.items()
+        }
 
     def secret(self, name: str, key: str) -> str:
         """A value of a Secret."""
