@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -67,6 +68,14 @@ class Release:
         file = self.folder / "eviction.json"
         file.write_text(json.dumps(eviction))
         self.kubectl("create", "--raw", path, "-f", str(file))
+
+    def atelier(self, *words: str) -> str:
+        """What the command line prints."""
+        (self.folder / "token").write_text(self.token)
+        with self.forwarded(f"service/{NAME}", 7878) as port:
+            where = ["--server", f"https://localhost:{port}", "--token-file", str(self.folder / "token"), "--ca-file", str(self.authority)]
+            command = [sys.executable, "-m", "atelier.cli", *where, *words]
+            return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
 
     def replicas(self) -> dict[str, set[str]]:
         """What Serve itself says: the addresses of the pods on which each pool's replicas run."""

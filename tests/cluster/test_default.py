@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +47,24 @@ def pictures(release: Release, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_pictures_become_a_picture(client: Client, release: Release, pictures: str) -> None:
     walk(client, release, pictures)
+
+
+def test_every_service_answers_at_one_address_from_outside_and_inside(release: Release, tmp_path: Path) -> None:
+    doors = Path(__file__).with_name("doors.py")
+    (tmp_path / "token").write_text(release.token)
+    with release.forwarded(f"service/{NAME}", 7878) as port:
+        command = [sys.executable, doors, f"localhost:{port}", tmp_path / "token", release.authority]
+        outside = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    files = ["/etc/atelier/token/token", "/etc/atelier/tls/ca.crt"]
+    address = f"{NAME}.{release.kubectl.namespace}.svc.cluster.local:7878"
+    command = release.kubectl.command("exec", "-i", f"deployment/{NAME}-control", "-c", "server", "--", "python", "-", address, *files)
+    inside = subprocess.run(command, input=doors.read_text(), capture_output=True, text=True, check=True).stdout
+    for printed in (outside, inside):
+        found = dict(line.split(" ", 1) for line in printed.splitlines())
+        services = {"Trainer", "Converter", "Compiler", "Server", "Jobs", "Artifacts", "Images"}
+        assert {f"atelier.v1.{name}" for name in services} <= set(found.pop("reflection").split(","))
+        # Trainer and Converter understood their requests: what is wrong with them is named.
+        assert found == {name: "OK" for name in (*services, "health")} | {"Trainer": "INVALID_ARGUMENT", "Converter": "INVALID_ARGUMENT"}
 
 
 def test_a_worker_that_is_killed_resumes_and_ends_bit_equal(client: Client, release: Release, pictures: str) -> None:

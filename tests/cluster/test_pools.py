@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -121,26 +119,11 @@ def test_gpu_pools_land_on_nodes_of_their_product_and_what_waits_says_why(client
     until(lambda: bool(nodes(release, "b200")), seconds=60, release=release)
     assert {pod["status"]["phase"] for pod in nodes(release, "b200")} == {"Pending"}
     with release.client() as again:
-        until(lambda: "nodes are available" in pools_table(release), seconds=60, release=release)
+        until(lambda: "nodes are available" in release.atelier("pools"), seconds=60, release=release)
         job = again.train(training(octopus(again, tmp_path), pool="pools/b200"))
         until(lambda: "nodes are available" in "".join(lines_of(again, job.name)), seconds=90, release=release)
         again.jobs.cancel(job.name)
     picture_again(release)
-
-
-def pools_table(release: Release) -> str:
-    """What `atelier pools` prints."""
-    (release.folder / "token").write_text(release.token)
-    with release.forwarded(f"service/{NAME}", 7878) as port:
-        where = [
-            "--server",
-            f"https://localhost:{port}",
-            "--token-file",
-            str(release.folder / "token"),
-            "--ca-file",
-            str(release.authority),
-        ]
-        return subprocess.run([sys.executable, "-m", "atelier.cli", *where, "pools"], capture_output=True, text=True, check=True).stdout
 
 
 def lines_of(client: Client, job: str) -> list[str]:
