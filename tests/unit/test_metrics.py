@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
 import socket
 import threading
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from authority import Authority
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -195,3 +198,57 @@ def test_without_an_address_nothing_is_measured(ledger: Database) -> None:
     UNMEASURED.job_ended("trainer", state="FAILED", seconds=1)
     with UNMEASURED.served(ledger, standing=None, tls=None):
         pass
+
+
+def expressions() -> dict[str, str]:
+    """What alerts and dashboard ask Prometheus."""
+    chart = ROOT / "charts" / "atelier"
+    rules = yaml.safe_load((chart / "rules.yaml").read_text())
+    found = {rule["alert"]: rule["expr"] for group in rules["groups"] for rule in group["rules"]}
+    for panel in json.loads((chart / "dashboards" / "atelier.json").read_text())["panels"]:
+        found |= {f"{panel['title']} {target['refId']}": target["expr"] for target in panel.get("targets", [])}
+    return found
+
+
+def test_alerts_and_dashboard_ask_only_for_what_there_is() -> None:
+    table = {name: {label for label in labels.split(", ") if label} for name, (labels, _) in rows("Metrics").items()}
+    ray = {"ray_serve_deployment_queued_queries", "ray_serve_replica_processing_queries"}
+    ray |= {"ray_node_gpus_utilization", "ray_node_gram_used", "ray_node_gram_available"}
+    asked = expressions()
+    assert len(asked) > 40
+    for place, expression in asked.items():
+        names = {re.sub("_(bucket|sum|count)$", "", name) for name in re.findall(r"\b(?:atelier|ray|process)_\w+", expression)}
+        assert names and names <= {*table, *ray}, place
+        matched = set(re.findall(r"(\w+)(?:=|!=|=~|!~)\"", expression))
+        grouped = {label.strip() for labels in re.findall(r"\b(?:by|on) \(([^)]*)\)", expression) for label in labels.split(",")}
+        added = {"namespace", "instance", "le", "application", "GpuDeviceName"}
+        assert matched | grouped <= set().union(*(table.get(name, set()) for name in names)) | added, place
+
+
+def test_what_is_asked_of_ray_is_what_this_ray_says() -> None:
+    package = Path(str(importlib.util.find_spec("ray").submodule_search_locations[0]))  # type: ignore[union-attr, index]
+    source = (package / "serve" / "_private" / "replica.py").read_text() + (package / "serve" / "_private" / "router.py").read_text()
+    source += (package / "dashboard" / "modules" / "reporter" / "reporter_agent.py").read_text()
+    names = {name for expression in expressions().values() for name in re.findall(r"\bray_(?:serve|node)_\w+", expression)}
+    assert sorted(name for name in names if f'"{name.removeprefix("ray_")}"' not in source) == []
+
+
+def test_every_alert_says_what_to_do_and_stays_within_its_namespace() -> None:
+    rules = yaml.safe_load((ROOT / "charts" / "atelier" / "rules.yaml").read_text())["groups"][0]["rules"]
+    assert len({rule["alert"] for rule in rules}) == len(rules)
+    for rule in rules:
+        assert rule["labels"]["severity"] in ("warning", "critical")
+        assert set(rule["annotations"]) == {"summary", "description"}
+        asked = re.findall(r"\batelier_\w+", rule["expr"])
+        assert rule["expr"].count('namespace="atelier"') == len(asked)
+
+
+def test_panels_of_the_dashboard_lie_beside_each_other() -> None:
+    panels = json.loads((ROOT / "charts" / "atelier" / "dashboards" / "atelier.json").read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    cells: set[tuple[int, int]] = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        own = {(x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])}
+        assert place["x"] + place["w"] <= 24 and not own & cells, panel["title"]
+        cells |= own
