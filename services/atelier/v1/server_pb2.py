@@ -26,7 +26,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61telier/v1/server.proto\x12\natelier.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xec\x02\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x18\n\x0bserve_eager\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x14\n\x07\x63ompile\x18\x05 \x01(\x08H\x01\x88\x01\x01\x12\x11\n\tmax_steps\x18\x06 \x01(\x05\x12\x11\n\tmax_count\x18\x07 \x01(\x05\x12*\n\x05state\x18\x08 \x01(\x0e\x32\x1b.atelier.v1.DeploymentState\x12\x0f\n\x07message\x18\t \x01(\t\x12,\n\x06\x65ngine\x18\n \x01(\x0e\x32\x1c.atelier.v1.DeploymentEngine\x12\x17\n\x0f\x65ngine_artifact\x18\x0b \x01(\t\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\r \x01(\tB\x0e\n\x0c_serve_eagerB\n\n\x08_compile\"\xcb\x01\n\x0b\x46ingerprint\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0f\n\x07product\x18\x02 \x01(\t\x12\x12\n\ncapability\x18\x03 \x01(\t\x12\x0e\n\x06\x64river\x18\x04 \x01(\t\x12\r\n\x05torch\x18\x05 \x01(\t\x12\x37\n\x08\x62\x61\x63kends\x18\x06 \x03(\x0b\x32%.atelier.v1.Fingerprint.BackendsEntry\x1a/\n\rBackendsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x94\x01\n\x04Pool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03gpu\x18\x02 \x01(\t\x12\x10\n\x08replicas\x18\x03 \x01(\x05\x12-\n\x0c\x66ingerprints\x18\x04 \x03(\x0b\x32\x17.atelier.v1.Fingerprint\x12\x0f\n\x07\x65ngines\x18\x05 \x03(\t\x12\x0e\n\x06models\x18\x06 \x03(\t\x12\x0f\n\x07message\x18\x07 \x01(\t\"\x87\x01\n\x17\x43reateDeploymentRequest\x12\x15\n\rdeployment_id\x18\x01 \x01(\t\x12*\n\ndeployment\x18\x02 \x01(\x0b\x32\x16.atelier.v1.Deployment\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"$\n\x14GetDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x16ListDeploymentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x17ListDeploymentsResponse\x12+\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32\x16.atelier.v1.Deployment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"v\n\x17UpdateDeploymentRequest\x12*\n\ndeployment\x18\x01 \x01(\x0b\x32\x16.atelier.v1.Deployment\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"\'\n\x17\x44\x65leteDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1a\n\x18\x44\x65leteDeploymentResponse\"\x12\n\x10ListPoolsRequest\"4\n\x11ListPoolsResponse\x12\x1f\n\x05pools\x18\x01 \x03(\x0b\x32\x10.atelier.v1.Pool*\x8a\x01\n\x0f\x44\x65ploymentState\x12 \n\x1c\x44\x45PLOYMENT_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_PENDING\x10\x01\x12\x1a\n\x16\x44\x45PLOYMENT_STATE_READY\x10\x02\x12\x1b\n\x17\x44\x45PLOYMENT_STATE_FAILED\x10\x03*\x8f\x01\n\x10\x44\x65ploymentEngine\x12!\n\x1d\x44\x45PLOYMENT_ENGINE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44\x45PLOYMENT_ENGINE_EAGER\x10\x01\x12\x1e\n\x1a\x44\x45PLOYMENT_ENGINE_COMPILED\x10\x02\x12\x1b\n\x17\x44\x45PLOYMENT_ENGINE_BOUND\x10\x03\x32\xfa\x03\n\x06Server\x12O\n\x10\x43reateDeployment\x12#.atelier.v1.CreateDeploymentRequest\x1a\x16.atelier.v1.Deployment\x12I\n\rGetDeployment\x12 .atelier.v1.GetDeploymentRequest\x1a\x16.atelier.v1.Deployment\x12Z\n\x0fListDeployments\x12\".atelier.v1.ListDeploymentsRequest\x1a#.atelier.v1.ListDeploymentsResponse\x12O\n\x10UpdateDeployment\x12#.atelier.v1.UpdateDeploymentRequest\x1a\x16.atelier.v1.Deployment\x12]\n\x10\x44\x65leteDeployment\x12#.atelier.v1.DeleteDeploymentRequest\x1a$.atelier.v1.DeleteDeploymentResponse\x12H\n\tListPools\x12\x1c.atelier.v1.ListPoolsRequest\x1a\x1d.atelier.v1.ListPoolsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61telier/v1/server.proto\x12\natelier.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xec\x02\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x18\n\x0bserve_eager\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x14\n\x07\x63ompile\x18\x05 \x01(\x08H\x01\x88\x01\x01\x12\x11\n\tmax_steps\x18\x06 \x01(\x05\x12\x11\n\tmax_count\x18\x07 \x01(\x05\x12*\n\x05state\x18\x08 \x01(\x0e\x32\x1b.atelier.v1.DeploymentState\x12\x0f\n\x07message\x18\t \x01(\t\x12,\n\x06\x65ngine\x18\n \x01(\x0e\x32\x1c.atelier.v1.DeploymentEngine\x12\x17\n\x0f\x65ngine_artifact\x18\x0b \x01(\t\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\r \x01(\tB\x0e\n\x0c_serve_eagerB\n\n\x08_compile\"\xcb\x01\n\x0b\x46ingerprint\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0f\n\x07product\x18\x02 \x01(\t\x12\x12\n\ncapability\x18\x03 \x01(\t\x12\x0e\n\x06\x64river\x18\x04 \x01(\t\x12\r\n\x05torch\x18\x05 \x01(\t\x12\x37\n\x08\x62\x61\x63kends\x18\x06 \x03(\x0b\x32%.atelier.v1.Fingerprint.BackendsEntry\x1a/\n\rBackendsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"3\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\")\n\nWaitingJob\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xa8\x02\n\x04Pool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03gpu\x18\x02 \x01(\t\x12\x10\n\x08replicas\x18\x03 \x01(\x05\x12-\n\x0c\x66ingerprints\x18\x04 \x03(\x0b\x32\x17.atelier.v1.Fingerprint\x12\x0f\n\x07\x65ngines\x18\x05 \x03(\t\x12\x0e\n\x06models\x18\x06 \x03(\t\x12\x0f\n\x07message\x18\x07 \x01(\t\x12\x14\n\x0cmin_replicas\x18\x08 \x01(\x05\x12\x14\n\x0cmax_replicas\x18\t \x01(\x05\x12\x17\n\x0ftarget_replicas\x18\n \x01(\x05\x12\x1f\n\x05nodes\x18\x0b \x03(\x0b\x32\x10.atelier.v1.Node\x12,\n\x0cwaiting_jobs\x18\x0c \x03(\x0b\x32\x16.atelier.v1.WaitingJob\"\xd6\x01\n\rPlannedEngine\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12,\n\x0b\x66ingerprint\x18\x02 \x01(\x0b\x32\x17.atelier.v1.Fingerprint\x12\x0f\n\x07present\x18\x03 \x01(\x08\x12\r\n\x05graph\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65ployments\x18\x05 \x03(\t\x12&\n\x05state\x18\x06 \x01(\x0e\x32\x17.atelier.v1.EngineState\x12\x0e\n\x06\x65ngine\x18\x07 \x01(\t\x12\x0b\n\x03job\x18\x08 \x01(\t\x12\x0f\n\x07message\x18\t \x01(\t\"\x14\n\x12PlanEnginesRequest\"A\n\x13PlanEnginesResponse\x12*\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x19.atelier.v1.PlannedEngine\"\x87\x01\n\x17\x43reateDeploymentRequest\x12\x15\n\rdeployment_id\x18\x01 \x01(\t\x12*\n\ndeployment\x18\x02 \x01(\x0b\x32\x16.atelier.v1.Deployment\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"$\n\x14GetDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x16ListDeploymentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x17ListDeploymentsResponse\x12+\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32\x16.atelier.v1.Deployment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"v\n\x17UpdateDeploymentRequest\x12*\n\ndeployment\x18\x01 \x01(\x0b\x32\x16.atelier.v1.Deployment\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"\'\n\x17\x44\x65leteDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1a\n\x18\x44\x65leteDeploymentResponse\"\x12\n\x10ListPoolsRequest\"4\n\x11ListPoolsResponse\x12\x1f\n\x05pools\x18\x01 \x03(\x0b\x32\x10.atelier.v1.Pool*\x8a\x01\n\x0f\x44\x65ploymentState\x12 \n\x1c\x44\x45PLOYMENT_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_PENDING\x10\x01\x12\x1a\n\x16\x44\x45PLOYMENT_STATE_READY\x10\x02\x12\x1b\n\x17\x44\x45PLOYMENT_STATE_FAILED\x10\x03*\x8f\x01\n\x10\x44\x65ploymentEngine\x12!\n\x1d\x44\x45PLOYMENT_ENGINE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44\x45PLOYMENT_ENGINE_EAGER\x10\x01\x12\x1e\n\x1a\x44\x45PLOYMENT_ENGINE_COMPILED\x10\x02\x12\x1b\n\x17\x44\x45PLOYMENT_ENGINE_BOUND\x10\x03*\x9c\x01\n\x0b\x45ngineState\x12\x1c\n\x18\x45NGINE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45NGINE_STATE_THERE\x10\x01\x12\x1c\n\x18\x45NGINE_STATE_BEING_BUILT\x10\x02\x12\x1c\n\x18\x45NGINE_STATE_TO_BE_BUILT\x10\x03\x12\x1b\n\x17\x45NGINE_STATE_NOT_WANTED\x10\x04\x32\xca\x04\n\x06Server\x12O\n\x10\x43reateDeployment\x12#.atelier.v1.CreateDeploymentRequest\x1a\x16.atelier.v1.Deployment\x12I\n\rGetDeployment\x12 .atelier.v1.GetDeploymentRequest\x1a\x16.atelier.v1.Deployment\x12Z\n\x0fListDeployments\x12\".atelier.v1.ListDeploymentsRequest\x1a#.atelier.v1.ListDeploymentsResponse\x12O\n\x10UpdateDeployment\x12#.atelier.v1.UpdateDeploymentRequest\x1a\x16.atelier.v1.Deployment\x12]\n\x10\x44\x65leteDeployment\x12#.atelier.v1.DeleteDeploymentRequest\x1a$.atelier.v1.DeleteDeploymentResponse\x12H\n\tListPools\x12\x1c.atelier.v1.ListPoolsRequest\x1a\x1d.atelier.v1.ListPoolsResponse\x12N\n\x0bPlanEngines\x12\x1e.atelier.v1.PlanEnginesRequest\x1a\x1f.atelier.v1.PlanEnginesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,36 +35,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FINGERPRINT_BACKENDSENTRY']._loaded_options = None
   _globals['_FINGERPRINT_BACKENDSENTRY']._serialized_options = b'8\001'
-  _globals['_DEPLOYMENTSTATE']._serialized_start=1432
-  _globals['_DEPLOYMENTSTATE']._serialized_end=1570
-  _globals['_DEPLOYMENTENGINE']._serialized_start=1573
-  _globals['_DEPLOYMENTENGINE']._serialized_end=1716
+  _globals['_DEPLOYMENTSTATE']._serialized_start=1982
+  _globals['_DEPLOYMENTSTATE']._serialized_end=2120
+  _globals['_DEPLOYMENTENGINE']._serialized_start=2123
+  _globals['_DEPLOYMENTENGINE']._serialized_end=2266
+  _globals['_ENGINESTATE']._serialized_start=2269
+  _globals['_ENGINESTATE']._serialized_end=2425
   _globals['_DEPLOYMENT']._serialized_start=107
   _globals['_DEPLOYMENT']._serialized_end=471
   _globals['_FINGERPRINT']._serialized_start=474
   _globals['_FINGERPRINT']._serialized_end=677
   _globals['_FINGERPRINT_BACKENDSENTRY']._serialized_start=630
   _globals['_FINGERPRINT_BACKENDSENTRY']._serialized_end=677
-  _globals['_POOL']._serialized_start=680
-  _globals['_POOL']._serialized_end=828
-  _globals['_CREATEDEPLOYMENTREQUEST']._serialized_start=831
-  _globals['_CREATEDEPLOYMENTREQUEST']._serialized_end=966
-  _globals['_GETDEPLOYMENTREQUEST']._serialized_start=968
-  _globals['_GETDEPLOYMENTREQUEST']._serialized_end=1004
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=1006
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=1069
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=1071
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=1166
-  _globals['_UPDATEDEPLOYMENTREQUEST']._serialized_start=1168
-  _globals['_UPDATEDEPLOYMENTREQUEST']._serialized_end=1286
-  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_start=1288
-  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_end=1327
-  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_start=1329
-  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_end=1355
-  _globals['_LISTPOOLSREQUEST']._serialized_start=1357
-  _globals['_LISTPOOLSREQUEST']._serialized_end=1375
-  _globals['_LISTPOOLSRESPONSE']._serialized_start=1377
-  _globals['_LISTPOOLSRESPONSE']._serialized_end=1429
-  _globals['_SERVER']._serialized_start=1719
-  _globals['_SERVER']._serialized_end=2225
+  _globals['_NODE']._serialized_start=679
+  _globals['_NODE']._serialized_end=730
+  _globals['_WAITINGJOB']._serialized_start=732
+  _globals['_WAITINGJOB']._serialized_end=773
+  _globals['_POOL']._serialized_start=776
+  _globals['_POOL']._serialized_end=1072
+  _globals['_PLANNEDENGINE']._serialized_start=1075
+  _globals['_PLANNEDENGINE']._serialized_end=1289
+  _globals['_PLANENGINESREQUEST']._serialized_start=1291
+  _globals['_PLANENGINESREQUEST']._serialized_end=1311
+  _globals['_PLANENGINESRESPONSE']._serialized_start=1313
+  _globals['_PLANENGINESRESPONSE']._serialized_end=1378
+  _globals['_CREATEDEPLOYMENTREQUEST']._serialized_start=1381
+  _globals['_CREATEDEPLOYMENTREQUEST']._serialized_end=1516
+  _globals['_GETDEPLOYMENTREQUEST']._serialized_start=1518
+  _globals['_GETDEPLOYMENTREQUEST']._serialized_end=1554
+  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=1556
+  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=1619
+  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=1621
+  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=1716
+  _globals['_UPDATEDEPLOYMENTREQUEST']._serialized_start=1718
+  _globals['_UPDATEDEPLOYMENTREQUEST']._serialized_end=1836
+  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_start=1838
+  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_end=1877
+  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_start=1879
+  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_end=1905
+  _globals['_LISTPOOLSREQUEST']._serialized_start=1907
+  _globals['_LISTPOOLSREQUEST']._serialized_end=1925
+  _globals['_LISTPOOLSRESPONSE']._serialized_start=1927
+  _globals['_LISTPOOLSRESPONSE']._serialized_end=1979
+  _globals['_SERVER']._serialized_start=2428
+  _globals['_SERVER']._serialized_end=3014
 # @@protoc_insertion_point(module_scope)

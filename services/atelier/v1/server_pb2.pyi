@@ -77,6 +77,38 @@ DEPLOYMENT_ENGINE_BOUND: DeploymentEngine.ValueType  # 3
 """An engine bound to this deployment's weights."""
 Global___DeploymentEngine: _TypeAlias = DeploymentEngine  # noqa: Y015
 
+class _EngineState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EngineStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EngineState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ENGINE_STATE_UNSPECIFIED: _EngineState.ValueType  # 0
+    """Not set."""
+    ENGINE_STATE_THERE: _EngineState.ValueType  # 1
+    """It is there."""
+    ENGINE_STATE_BEING_BUILT: _EngineState.ValueType  # 2
+    """A job builds it."""
+    ENGINE_STATE_TO_BE_BUILT: _EngineState.ValueType  # 3
+    """It is not there, and will be asked for."""
+    ENGINE_STATE_NOT_WANTED: _EngineState.ValueType  # 4
+    """It is not there, and no deployment asks for one."""
+
+class EngineState(_EngineState, metaclass=_EngineStateEnumTypeWrapper):
+    """Where the engine for a graph on a kind of node stands. Values may be added."""
+
+ENGINE_STATE_UNSPECIFIED: EngineState.ValueType  # 0
+"""Not set."""
+ENGINE_STATE_THERE: EngineState.ValueType  # 1
+"""It is there."""
+ENGINE_STATE_BEING_BUILT: EngineState.ValueType  # 2
+"""A job builds it."""
+ENGINE_STATE_TO_BE_BUILT: EngineState.ValueType  # 3
+"""It is not there, and will be asked for."""
+ENGINE_STATE_NOT_WANTED: EngineState.ValueType  # 4
+"""It is not there, and no deployment asks for one."""
+Global___EngineState: _TypeAlias = EngineState  # noqa: Y015
+
 @_typing.final
 class Deployment(_message.Message):
     """A named, served model."""
@@ -103,7 +135,9 @@ class Deployment(_message.Message):
     pool: _builtins.str
     """`pools/{id}`; empty means the only pool."""
     serve_eager: _builtins.bool
-    """Serves eager while there is no engine; otherwise waits for one. Default: true."""
+    """Serves eager while there is no engine; otherwise waits for one. Default: what the pool's `serveEager` says, which is true if nobody says
+    otherwise.
+    """
     compile: _builtins.bool
     """Asks the compiler for an engine where there is none. Default: true."""
     max_steps: _builtins.int
@@ -221,6 +255,62 @@ class Fingerprint(_message.Message):
 Global___Fingerprint: _TypeAlias = Fingerprint  # noqa: Y015
 
 @_typing.final
+class Node(_message.Message):
+    """A node of a pool: a pod of Ray on Kubernetes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    READY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the pod."""
+    ready: _builtins.bool
+    """Whether a replica on it answers."""
+    reason: _builtins.str
+    """Why not, for people; empty where it is ready."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        ready: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "ready", b"ready", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Node: _TypeAlias = Node  # noqa: Y015
+
+@_typing.final
+class WaitingJob(_message.Message):
+    """A job that waits for a device of a pool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """`jobs/{id}`."""
+    reason: _builtins.str
+    """What it waits for, for people."""
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WaitingJob: _TypeAlias = WaitingJob  # noqa: Y015
+
+@_typing.final
 class Pool(_message.Message):
     """A set of like nodes."""
 
@@ -233,6 +323,11 @@ class Pool(_message.Message):
     ENGINES_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    MIN_REPLICAS_FIELD_NUMBER: _builtins.int
+    MAX_REPLICAS_FIELD_NUMBER: _builtins.int
+    TARGET_REPLICAS_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    WAITING_JOBS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`pools/{id}`."""
     gpu: _builtins.str
@@ -241,6 +336,12 @@ class Pool(_message.Message):
     """Replicas that have reported in the last 30 seconds."""
     message: _builtins.str
     """Last error of a replica, or what the pool waits for."""
+    min_replicas: _builtins.int
+    """Fewest replicas."""
+    max_replicas: _builtins.int
+    """Most replicas; 0: the pool takes jobs only."""
+    target_replicas: _builtins.int
+    """Replicas that its load asks for now."""
     @_builtins.property
     def fingerprints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Fingerprint]:
         """What they report that they are."""
@@ -253,6 +354,14 @@ class Pool(_message.Message):
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Models whose weights are held, `artifacts/{digest}`."""
 
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Node]:
+        """Its nodes, sorted by name; empty where nobody tells of nodes, as on a machine that is no cluster."""
+
+    @_builtins.property
+    def waiting_jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___WaitingJob]:
+        """Jobs that wait for a device of it, oldest first."""
+
     def __init__(
         self,
         *,
@@ -263,14 +372,118 @@ class Pool(_message.Message):
         engines: _abc.Iterable[_builtins.str] | None = ...,
         models: _abc.Iterable[_builtins.str] | None = ...,
         message: _builtins.str = ...,
+        min_replicas: _builtins.int = ...,
+        max_replicas: _builtins.int = ...,
+        target_replicas: _builtins.int = ...,
+        nodes: _abc.Iterable[Global___Node] | None = ...,
+        waiting_jobs: _abc.Iterable[Global___WaitingJob] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engines", b"engines", "fingerprints", b"fingerprints", "gpu", b"gpu", "message", b"message", "models", b"models", "name", b"name", "replicas", b"replicas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engines", b"engines", "fingerprints", b"fingerprints", "gpu", b"gpu", "max_replicas", b"max_replicas", "message", b"message", "min_replicas", b"min_replicas", "models", b"models", "name", b"name", "nodes", b"nodes", "replicas", b"replicas", "target_replicas", b"target_replicas", "waiting_jobs", b"waiting_jobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Pool: _TypeAlias = Pool  # noqa: Y015
+
+@_typing.final
+class PlannedEngine(_message.Message):
+    """The engine that deployments of one graph need on one kind of node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    PRESENT_FIELD_NUMBER: _builtins.int
+    GRAPH_FIELD_NUMBER: _builtins.int
+    DEPLOYMENTS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    JOB_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    pool: _builtins.str
+    """`pools/{id}`."""
+    present: _builtins.bool
+    """Whether a replica of this kind is there now; otherwise one was there before."""
+    graph: _builtins.str
+    """Digest of the graph."""
+    state: Global___EngineState.ValueType
+    """Where it stands."""
+    engine: _builtins.str
+    """The engine, `artifacts/{digest}`, the fastest where there are several; empty unless it is there."""
+    job: _builtins.str
+    """The job that builds it, `jobs/{id}`; empty unless it is being built."""
+    message: _builtins.str
+    """Why it could not be built, for people."""
+    @_builtins.property
+    def fingerprint(self) -> Global___Fingerprint:
+        """The kind of node; left out where the pool has never had a replica, so that it is not known yet."""
+
+    @_builtins.property
+    def deployments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Deployments of it, `deployments/{id}`."""
+
+    def __init__(
+        self,
+        *,
+        pool: _builtins.str = ...,
+        fingerprint: Global___Fingerprint | None = ...,
+        present: _builtins.bool = ...,
+        graph: _builtins.str = ...,
+        deployments: _abc.Iterable[_builtins.str] | None = ...,
+        state: Global___EngineState.ValueType = ...,
+        engine: _builtins.str = ...,
+        job: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployments", b"deployments", "engine", b"engine", "fingerprint", b"fingerprint", "graph", b"graph", "job", b"job", "message", b"message", "pool", b"pool", "present", b"present", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedEngine: _TypeAlias = PlannedEngine  # noqa: Y015
+
+@_typing.final
+class PlanEnginesRequest(_message.Message):
+    """Asks which engines are there, and which have to be built."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanEnginesRequest: _TypeAlias = PlanEnginesRequest  # noqa: Y015
+
+@_typing.final
+class PlanEnginesResponse(_message.Message):
+    """The engines that the deployments need."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENGINES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def engines(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedEngine]:
+        """By pool and graph."""
+
+    def __init__(
+        self,
+        *,
+        engines: _abc.Iterable[Global___PlannedEngine] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engines", b"engines"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanEnginesResponse: _TypeAlias = PlanEnginesResponse  # noqa: Y015
 
 @_typing.final
 class CreateDeploymentRequest(_message.Message):

@@ -65,6 +65,11 @@ class ServerStub:
                 request_serializer=atelier_dot_v1_dot_server__pb2.ListPoolsRequest.SerializeToString,
                 response_deserializer=atelier_dot_v1_dot_server__pb2.ListPoolsResponse.FromString,
                 _registered_method=True)
+        self.PlanEngines = channel.unary_unary(
+                '/atelier.v1.Server/PlanEngines',
+                request_serializer=atelier_dot_v1_dot_server__pb2.PlanEnginesRequest.SerializeToString,
+                response_deserializer=atelier_dot_v1_dot_server__pb2.PlanEnginesResponse.FromString,
+                _registered_method=True)
 
 
 class ServerServicer:
@@ -113,6 +118,13 @@ class ServerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PlanEngines(self, request, context):
+        """The engines that the deployments need on their pools' nodes: which are there, which are being built, which have to be. Changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ServerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +157,11 @@ def add_ServerServicer_to_server(servicer, server):
                     servicer.ListPools,
                     request_deserializer=atelier_dot_v1_dot_server__pb2.ListPoolsRequest.FromString,
                     response_serializer=atelier_dot_v1_dot_server__pb2.ListPoolsResponse.SerializeToString,
+            ),
+            'PlanEngines': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanEngines,
+                    request_deserializer=atelier_dot_v1_dot_server__pb2.PlanEnginesRequest.FromString,
+                    response_serializer=atelier_dot_v1_dot_server__pb2.PlanEnginesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -310,6 +327,33 @@ class Server:
             '/atelier.v1.Server/ListPools',
             atelier_dot_v1_dot_server__pb2.ListPoolsRequest.SerializeToString,
             atelier_dot_v1_dot_server__pb2.ListPoolsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanEngines(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.v1.Server/PlanEngines',
+            atelier_dot_v1_dot_server__pb2.PlanEnginesRequest.SerializeToString,
+            atelier_dot_v1_dot_server__pb2.PlanEnginesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,8 @@ class ServerStub:
     """Deletes a deployment."""
     ListPools: _grpc.UnaryUnaryMultiCallable[_server_pb2.ListPoolsRequest, _server_pb2.ListPoolsResponse]
     """The pools, with what their replicas report."""
+    PlanEngines: _grpc.UnaryUnaryMultiCallable[_server_pb2.PlanEnginesRequest, _server_pb2.PlanEnginesResponse]
+    """The engines that the deployments need on their pools' nodes: which are there, which are being built, which have to be. Changes nothing."""
 
 @_typing.type_check_only
 class ServerAsyncStub(ServerStub):
@@ -63,6 +65,8 @@ class ServerAsyncStub(ServerStub):
     """Deletes a deployment."""
     ListPools: _aio.UnaryUnaryMultiCallable[_server_pb2.ListPoolsRequest, _server_pb2.ListPoolsResponse]  # type: ignore[assignment]
     """The pools, with what their replicas report."""
+    PlanEngines: _aio.UnaryUnaryMultiCallable[_server_pb2.PlanEnginesRequest, _server_pb2.PlanEnginesResponse]  # type: ignore[assignment]
+    """The engines that the deployments need on their pools' nodes: which are there, which are being built, which have to be. Changes nothing."""
 
 class ServerServicer(metaclass=_abc_1.ABCMeta):
     """Puts models into service."""
@@ -114,5 +118,13 @@ class ServerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_server_pb2.ListPoolsResponse, _abc.Awaitable[_server_pb2.ListPoolsResponse]]:
         """The pools, with what their replicas report."""
+
+    @_abc_1.abstractmethod
+    def PlanEngines(
+        self,
+        request: _server_pb2.PlanEnginesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_server_pb2.PlanEnginesResponse, _abc.Awaitable[_server_pb2.PlanEnginesResponse]]:
+        """The engines that the deployments need on their pools' nodes: which are there, which are being built, which have to be. Changes nothing."""
 
 def add_ServerServicer_to_server(servicer: ServerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
