@@ -14,6 +14,7 @@ from atelier.artifacts.catalog import Catalog
 from atelier.client.address import Address
 from atelier.jobs.ledger import JobLedger
 from atelier.ledger import Database
+from atelier.meters import UNMEASURED, Meters
 from atelier.pools import Pool
 from atelier.rpc.auth import Tokens
 from atelier.rpc.channel import aio_channel
@@ -28,6 +29,7 @@ from atelier.server.reconciler import Application, ServeReconciler
 from atelier.server.replica_settings import ReplicaSettings
 from atelier.server.replicas import ReplicasServicer
 from atelier.server.servicer import ServerServicer
+from atelier.server.standing import Standing, standing
 from atelier.v1 import (
     image_pb2,
     image_pb2_grpc,
@@ -71,9 +73,12 @@ class ServingSettings:
 class Serving:
     """The server's part of a control process. `services` answer clients, `internal` replicas; `started` runs Ray around the rest."""
 
-    def __init__(self, settings: ServingSettings, *, catalog: Catalog, database: Database, ledger: JobLedger) -> None:
+    def __init__(
+        self, settings: ServingSettings, *, catalog: Catalog, database: Database, ledger: JobLedger, meters: Meters = UNMEASURED
+    ) -> None:
         self._settings = settings
         self._ledger = ledger
+        self._meters = meters
         self._reconciler: ServeReconciler | None = None
         self._deployments = DeploymentLedger(database)
         self._pools = Pools(deployments=self._deployments, catalog=catalog, labels={pool.name: pool.label for pool in settings.pools})
@@ -86,7 +91,11 @@ class Serving:
     def public(self) -> Sequence[Service]:
         """Images and Server."""
         images = ImagesServicer(
-            deployments=self._deployments, pools=self._pools, channel=self._channel, internal_token=self._settings.internal_token
+            deployments=self._deployments,
+            pools=self._pools,
+            channel=self._channel,
+            internal_token=self._settings.internal_token,
+            meters=self._meters,
         )
         server = ServerServicer(deployments=self._deployments, pools=self._pools, catalog=self._catalog, changed=self._wake)
         return [
@@ -99,6 +108,10 @@ class Serving:
                 servicer=server,
             ),
         ]
+
+    def standing(self) -> Standing:
+        """How pools and deployments stand, for metrics."""
+        return standing(self._deployments, self._pools)
 
     @property
     def internal(self) -> Sequence[Service]:
