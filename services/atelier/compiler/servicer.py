@@ -43,7 +43,7 @@ class CompilerServicer(compiler_pb2_grpc.CompilerServicer):
         if found or model is None:
             raise invalid(found)
         spec = completed(request, model=model.name, pool=pool)
-        return Work(spec=spec, inputs=[model.digest], plan=plan(to_spec(spec), pool=pool), tags=request.tags)
+        return Work(spec=spec, inputs=[model.digest], plan=plan(to_spec(spec), pool=pool), tags=request.tags, pool=pool)
 
     def _model(self, name: str, found: list[Violation]) -> Record | None:
         if not name:

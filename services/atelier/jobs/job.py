@@ -37,7 +37,8 @@ class Output:
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
     """A job to be accepted. `spec` is a serialized `google.protobuf.Any`; `inputs` are digests that must not be deleted meanwhile;
-    `reads` are other jobs (`jobs/{id}`) whose checkpoints it may read; `processes` train together."""
+    `reads` are other jobs (`jobs/{id}`) whose checkpoints it may read; `processes` train together; `pool` is the id of the pool whose
+    hardware it needs, empty for none."""
 
     service: str
     method: str
@@ -49,12 +50,14 @@ class NewJob:
     plan: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     processes: int = 1
+    pool: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A job. `attempt` is the fencing token of the last claim; `heartbeat_time` is when its worker was last heard of; `progress` and
-    `error` are serialized messages or empty."""
+    `error` are serialized messages or empty; `waits_for` is what its worker waits for before it can begin (room in its pool, an image), in
+    a sentence, empty where it waits for nothing that is known."""
 
     id: str
     service: str
@@ -76,6 +79,8 @@ class Job:
     plan: tuple[str, ...]
     tags: tuple[str, ...]
     processes: int
+    pool: str
+    waits_for: str
 
     @property
     def name(self) -> str:

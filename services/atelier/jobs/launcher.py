@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -26,24 +27,67 @@ KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL
 """What a worker gets of the environment of its parent, besides `AWS_...`: the store may be an S3, which the worker reads by itself."""
 
 
+PREEMPTED_EXIT_CODE = 143
+"""A worker that was asked to stop and has written its checkpoint."""
+
+
+class NotNow(Exception):
+    """What runs the workers cannot do it now, as the sentence says; to be tried again later."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """How a worker ended: why, for people, and whether that counts as a failure of its job."""
+
+    reason: str
+    counts: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sight:
+    """What is seen of a worker at one moment."""
+
+    runs: bool = True
+    """False before it was begun, and between two of its pods: then it has nothing to be heard of."""
+    waits_for: str = ""
+    """What has to come first, in a sentence, where that is known."""
+    said: tuple[str, ...] = ()
+    """Sentences about it so far that people should see."""
+    end: End | None = None
+
+
 class Worker(Protocol):
     """A worker that was started."""
 
-    def exit_code(self) -> int | None:
-        """None while it runs; negative: the signal that ended it."""
+    def look(self) -> Sight:
+        """How it stands; asks nobody, so it can be called often."""
+
+    def log_tail(self) -> Sequence[str]:
+        """The last lines of its log, where people cannot read them otherwise."""
 
     def stop(self) -> None:
         """Asks it to stop: it writes a checkpoint where it can."""
 
     def kill(self) -> None:
-        """Ends it and all that it started, at once."""
+        """Ends it and all that it started, and leaves nothing of it. May raise NotNow."""
 
 
 class Launcher(Protocol):
     """Starts workers."""
 
+    @property
+    def outlives(self) -> bool:
+        """Whether workers go on when this process ends: then it leaves them alone, and the next one adopts them."""
+
+    def watching(self, services: Sequence[str]) -> AbstractContextManager[None]:
+        """Open while it is asked for workers of these services."""
+
+    def adopt(self, jobs: Sequence[Job]) -> Mapping[str, Worker]:
+        """Workers that are there already, by job id: those of `jobs`, which are all that are not over, and those that go on though their
+        job is over. Cheap enough to be asked often. May raise NotNow."""
+
     def start(self, job: Job) -> Worker:
-        """Starts a worker for the job."""
+        """Starts a worker for the job; a worker that was started for the same attempt is that one. May raise NotNow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +103,15 @@ class LocalLauncher:
     folder: Path
     threads: int = 0
     package: str = "atelier"
+    outlives = False
+
+    def watching(self, services: Sequence[str]) -> AbstractContextManager[None]:
+        """See Launcher."""
+        return nullcontext()
+
+    def adopt(self, jobs: Sequence[Job]) -> Mapping[str, LocalWorker]:
+        """None: whatever ran under an earlier process has ended with it."""
+        return {}
 
     def start(self, job: Job) -> LocalWorker:
         """Starts `python -m {package}.{service}` for the job; its output goes to `logs/{id}.log`."""
@@ -98,9 +151,17 @@ class LocalWorker:
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
 
-    def exit_code(self) -> int | None:
-        """See Worker."""
-        return self._process.poll()
+    def look(self) -> Sight:
+        """See Worker. With the process goes whatever it has left of its group."""
+        code = self._process.poll()
+        if code is None:
+            return Sight()
+        self.kill()
+        return Sight(end=describe(code))
+
+    def log_tail(self) -> Sequence[str]:
+        """Nothing: its log is a file of this machine."""
+        return ()
 
     def stop(self) -> None:
         """See Worker. The group's leader alone is asked; it passes the word on."""
@@ -114,6 +175,13 @@ class LocalWorker:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+
+def describe(code: int) -> End:
+    """How a worker ended whose process had this exit code (negative: the signal), if it has not said so itself."""
+    if code == PREEMPTED_EXIT_CODE:
+        return End(reason="the worker made room", counts=False)
+    return End(reason=f"the worker was ended by signal {-code}" if code < 0 else f"the worker ended with exit code {code} and no word")
 
 
 def _command(module: str, processes: int) -> list[str]:

@@ -9,9 +9,9 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from atelier.artifacts.catalog import use
-from atelier.artifacts.manifest import File
 from atelier.errors import AtelierError, Status, failed_precondition, invalid_field, not_found
-from atelier.jobs.events import attempt_event, checkpoint_event, error_bytes, state_event
+from atelier.jobs.checkpoints import committed, prune
+from atelier.jobs.events import attempt_event, checkpoint_event, error_bytes, log_event, state_event
 from atelier.jobs.job import ENDED, Checkpoint, Event, Job, NewJob, Output, State
 from atelier.jobs.tables import CheckpointRow, EventRow, JobRow, RequestRow, to_job
 from atelier.ledger import ArtifactUse, Database, Place, after, now
@@ -38,7 +38,7 @@ class JobLedger:
             row = JobRow(
                 id=secrets.token_hex(6), service=new.service, method=new.method, spec=new.spec, state=State.PENDING, create_time=now(),
                 attempt=0, failures=0, last_sequence=0, progress=b"", error=b"", outputs=[], inputs=list(new.inputs),
-                reads=list(new.reads), plan=list(new.plan), tags=list(new.tags), processes=new.processes,
+                reads=list(new.reads), plan=list(new.plan), tags=list(new.tags), processes=new.processes, pool=new.pool, waits_for="",
             )  # fmt: skip
             session.add(row)
             if known is not None:
@@ -105,12 +105,16 @@ class JobLedger:
         with self._database.transaction() as session:
             return [to_job(row) for row in session.scalars(query)]
 
-    def requeue(self, name: str, reason: str, *, counts: bool, budget: int) -> Job:
-        """A worker was lost: the job waits for another one, ends as cancelled if that was wanted, or fails when its budget is spent."""
+    def requeue(self, name: str, reason: str, *, counts: bool, budget: int, attempt: int | None = None) -> Job:
+        """A worker was lost: the job waits for another one, ends as cancelled if that was wanted, or fails when its budget is spent.
+
+        Nothing happens where the job is under another than the given `attempt` by now.
+        """
         with self._database.transaction() as session:
             row = _row(session, name, lock=True)
-            if row.state in ENDED or row.state == State.PENDING:
+            if row.state in ENDED or row.state == State.PENDING or attempt not in (None, row.attempt):
                 return to_job(row)
+            row.waits_for = ""
             _append(session, row, [attempt_event(row.attempt, reason)])
             row.failures += counts
             if row.state == State.CANCELLING:
@@ -122,6 +126,17 @@ class JobLedger:
                 row.state = State.PENDING  # whatever still runs is fenced off: it writes to a job that runs, under the last attempt
                 _append(session, row, [state_event(State.PENDING)])
             return to_job(row)
+
+    def tell(self, name: str, *, said: Sequence[str] = (), waits_for: str) -> None:
+        """What was seen of a job's worker: each sentence becomes an event, once; and what it waits for now, empty for nothing."""
+        payloads = [log_event(sentence, "warning") for sentence in dict.fromkeys(said)]
+        with self._database.transaction() as session:
+            row = _row(session, name, lock=True)
+            query = select(EventRow.payload).where(EventRow.job == row.id, EventRow.payload.in_(payloads))
+            known = set(session.scalars(query)) if payloads else set()
+            _append(session, row, [payload for payload in payloads if payload not in known])
+            if row.state not in ENDED:
+                row.waits_for = waits_for
 
     def log(self, name: str, payloads: Sequence[bytes]) -> None:
         """Adds events without a worker."""
@@ -139,6 +154,7 @@ class JobLedger:
             row.attempt += 1
             row.start_time = row.start_time or now()
             row.heartbeat_time = now()
+            row.waits_for = ""
             events = [attempt_event(row.attempt, "started")]
             if row.state != State.RUNNING:
                 row.state = State.RUNNING
@@ -176,12 +192,12 @@ class JobLedger:
             row.failures = 0  # progress was made: the budget begins anew
             _append(session, row, [checkpoint_event(new.step)])
             session.flush()
-            return _prune(session, row.id, keep_full=keep_full, keep_weights=keep_weights), row.state == State.CANCELLING
+            return prune(session, row.id, keep_full=keep_full, keep_weights=keep_weights), row.state == State.CANCELLING
 
     def checkpoints(self, name: str) -> list[Checkpoint]:
         """A job's checkpoints, rising."""
         with self._database.transaction() as session:
-            return _checkpoints(session, _row(session, name).id)
+            return committed(session, _row(session, name).id)
 
     def forget_checkpoints(self, name: str) -> None:
         """Nobody will resume from them; what they have in the store is the caller's to delete. A job that is gone is fine."""
@@ -221,26 +237,6 @@ def _append(session: Session, row: JobRow, payloads: Sequence[bytes]) -> None:
 
 
 def _end(session: Session, row: JobRow, state: State, *, error: bytes = b"") -> None:
-    row.state, row.end_time, row.error = state, now(), error
+    row.state, row.end_time, row.error, row.waits_for = state, now(), error, ""
     session.execute(delete(ArtifactUse).where(ArtifactUse.user == f"jobs/{row.id}"))
     _append(session, row, [state_event(state)])
-
-
-def _checkpoints(session: Session, job: str) -> list[Checkpoint]:
-    rows = session.scalars(select(CheckpointRow).where(CheckpointRow.job == job).order_by(CheckpointRow.step))
-    return [Checkpoint(step=r.step, prefix=r.prefix, files=tuple(File(**f) for f in r.files)) for r in rows]
-
-
-def _prune(session: Session, job: str, *, keep_full: int, keep_weights: int) -> list[str]:
-    rows = list(session.scalars(select(CheckpointRow).where(CheckpointRow.job == job).order_by(CheckpointRow.step)))
-    dropped = []
-    for age, row in enumerate(reversed(rows)):
-        if age < keep_full:
-            continue
-        weights = [f for f in row.files if f["path"].startswith("weights/") and (not keep_weights or age < keep_weights)]
-        dropped += [f"{row.prefix}/{f['path']}" for f in row.files if f not in weights]
-        if weights:
-            row.files = weights
-        else:
-            session.delete(row)
-    return dropped

@@ -33,6 +33,8 @@ class Work:
     """Tags for its main output."""
     processes: int = 1
     """Processes that work together."""
+    pool: str = ""
+    """Id of the pool whose hardware it needs; empty for none."""
 
 
 class Submission:
@@ -58,6 +60,7 @@ class Submission:
             plan=tuple(work.plan),
             tags=tuple(work.tags),
             processes=work.processes,
+            pool=work.pool,
         )
         job = self._ledger.submit(new)
         self._wake()

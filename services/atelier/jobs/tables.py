@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, Index, LargeBinary, String
+from sqlalchemy import JSON, Index, LargeBinary, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from atelier.jobs.job import Job, Output, State
@@ -37,6 +37,8 @@ class JobRow(Base):
     plan: Mapped[list[Any]] = mapped_column(JSON, default=list)
     tags: Mapped[list[Any]] = mapped_column(JSON, default=list)
     processes: Mapped[int] = mapped_column(default=1)
+    pool: Mapped[str] = mapped_column(String(64), default="", server_default="")
+    waits_for: Mapped[str] = mapped_column(Text, default="", server_default="")
 
 
 class RequestRow(Base):
@@ -76,5 +78,5 @@ def to_job(row: JobRow) -> Job:
         failures=row.failures, create_time=row.create_time, start_time=row.start_time, end_time=row.end_time,
         heartbeat_time=row.heartbeat_time, last_sequence=row.last_sequence, progress=row.progress, error=row.error,
         inputs=tuple(row.inputs), reads=tuple(row.reads), outputs=tuple(Output(**o) for o in row.outputs), plan=tuple(row.plan),
-        tags=tuple(row.tags), processes=row.processes,
+        tags=tuple(row.tags), processes=row.processes, pool=row.pool, waits_for=row.waits_for,
     )  # fmt: skip

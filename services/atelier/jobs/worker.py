@@ -22,7 +22,7 @@ from atelier.errors import AtelierError, Status
 from atelier.jobs.attempts_client import AttemptsClient
 from atelier.jobs.context import Cancelled, JobContext, Preempted
 from atelier.jobs.follower import FollowerContext, RecordedContext
-from atelier.jobs.reconciler import PREEMPTED_EXIT_CODE
+from atelier.jobs.launcher import PREEMPTED_EXIT_CODE
 from atelier.jobs.remote_context import RemoteContext
 from atelier.rpc.tls import Tls
 

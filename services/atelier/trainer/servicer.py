@@ -76,7 +76,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServicer):
             warnings=warnings,
         )
         inputs = [record.digest for record in records.values()]
-        return Work(spec=full, inputs=inputs, reads=reads, plan=lines, tags=request.tags, processes=spec.num_processes)
+        return Work(spec=full, inputs=inputs, reads=reads, plan=lines, tags=request.tags, processes=spec.num_processes, pool=pool)
 
     def _resolve(self, request: trainer_pb2.TrainRequest, violations: list[Violation]) -> dict[str, Record]:
         records = {}
@@ -126,9 +126,9 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServicer):
         reads = self._check_resume(spec.resume_from_checkpoint, violations)
         if violations:
             raise invalid([Violation("step", violation.description) for violation in violations])
-        return Work(
-            spec=spec, inputs=job.inputs, reads=reads, plan=[f"step {request.step} of {name} becomes its result"], tags=request.tags
-        )
+        line = f"step {request.step} of {name} becomes its result"
+        pool = spec.pool.removeprefix("pools/")
+        return Work(spec=spec, inputs=job.inputs, reads=reads, plan=[line], tags=request.tags, pool=pool)
 
     def _unet(self, record: Record) -> dict[str, list[int]]:
         single = record.manifest.kind is Kind.SINGLE_FILE

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from atelier.jobs.job import Job, NewJob, State
+from atelier.jobs.launcher import Sight, describe
 from atelier.jobs.ledger import JobLedger
 from atelier.jobs.messages import event_to_message
 from atelier.jobs.reconciler import Reconciler
@@ -34,8 +36,11 @@ class FakeWorker:
 
     code: int | None = None
 
-    def exit_code(self) -> int | None:
-        return self.code
+    def look(self) -> Sight:
+        return Sight(end=describe(self.code) if self.code is not None else None)
+
+    def log_tail(self) -> Sequence[str]:
+        return ()
 
     def stop(self) -> None:
         self.code = 143
@@ -51,6 +56,13 @@ class FakeLauncher:
     work: Callable[[Job, int, FakeWorker], Any]
     workers: list[FakeWorker] = field(default_factory=list)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    outlives = False
+
+    def watching(self, services: Sequence[str]) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def adopt(self, jobs: Sequence[Job]) -> Mapping[str, FakeWorker]:
+        return {}
 
     def start(self, job: Job) -> FakeWorker:
         worker = FakeWorker()
