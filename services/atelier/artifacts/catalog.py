@@ -70,8 +70,15 @@ class Catalog:
         self._signer = signer
 
     def commit(self, manifest: Manifest, *, job: str = "", tags: Sequence[str] = (), sign: bool = False) -> Record:
-        """Commits an artifact whose blobs are in the store; one that is there already only gets the tags."""
-        assert not sign or self._signer, "this process holds no signing key"
+        """Commits an artifact whose blobs are in the store; one that is there already only gets the tags.
+
+        Raises FAILED_PRECONDITION where it has to `sign` without a signer.
+        """
+        if sign and self._signer is None:
+            sentence = (
+                "this process holds no signing key, so it commits no engine: ask the trainer or the compiler (ATELIER_SIGNING_KEY_FILE)"
+            )
+            raise failed_precondition("NO_SIGNING_KEY", sentence)
         full = [full_tag(tag) for tag in tags]
         digest, key = manifest.digest, str(manifest.metadata.get("key", ""))
         if len(key) > MAX_KEY:
