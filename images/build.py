@@ -36,8 +36,6 @@ def main() -> None:
         "BASE": given.base or base(tool),
         "TORCH": "cuda" if given.torch == "default" else given.torch,
         "TENSORRT": given.tensorrt,
-        "VERSION": version("atelier"),
-        "REVISION": subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip(),
     }
     for target in given.only or TARGETS:
         say(f"== {target}")
@@ -50,15 +48,17 @@ def wheel() -> None:
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
     shutil.rmtree(ROOT / "build", ignore_errors=True)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", "dist", "."]
-    subprocess.run(command, cwd=ROOT, check=True)
+    # The same code gives the same wheel, and the builder takes the layer that it has of it.
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "SOURCE_DATE_EPOCH": "315532800"}, check=True)
 
 
 def base(tool: str) -> str:
     """Python's image where a registry has it, else a Debian 12 with its python3.11, from Debian's own packages."""
-    if _quiet([tool, "inspect", PYTHON]) or _quiet([tool, "pull", PYTHON]):
+    for image in (PYTHON, DEBIAN):
+        if _quiet([tool, "inspect", image]):
+            return image
+    if _quiet([tool, "pull", PYTHON]):
         return PYTHON
-    if _quiet([tool, "inspect", DEBIAN]):
-        return DEBIAN
     if os.getuid() or not shutil.which("debootstrap"):
         sys.exit(f"no registry has {PYTHON}: name a base (BASE=...), or run as root with debootstrap installed")
     say(f"no registry has {PYTHON}; the base is made by debootstrap")
@@ -75,7 +75,11 @@ def base(tool: str) -> str:
 
 def build(tool: str, target: str, arguments: dict[str, str]) -> None:
     """One target. Where a company signs what its network hands out, `SSL_CERT_FILE` names the authorities for the time of the build."""
-    command = [tool, "build", "--target", target, "-t", f"atelier/{target}:{arguments['VERSION']}", "-f", "images/Dockerfile"]
+    revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    labels = {"version": version("atelier"), "revision": revision or "unknown"}
+    command = [tool, "build", "--target", target, "-t", f"atelier/{target}:{labels['version']}", "-f", "images/Dockerfile"]
+    # Not in the Dockerfile: there each commit would begin the layers below anew.
+    command += [word for name, value in labels.items() for word in ("--label", f"org.opencontainers.image.{name}={value}")]
     if tool != "docker":
         command += ["--layers", "--format", "docker", "--ulimit", "nofile=20000:20000", "--ulimit", "nproc=4096:4096", "--timestamp", "0"]
         authorities = os.environ.get("SSL_CERT_FILE")

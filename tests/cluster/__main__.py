@@ -1,4 +1,4 @@
-"""`make cluster`, `make cluster-down`; `python -m cluster env` for a shell, `python -m cluster load FILE` for an image."""
+"""`make cluster`, `make cluster-down`; `python -m cluster env` for a shell, `python -m cluster images` for Atelier's images."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 from shlex import quote
 
-from cluster import images, machine, nodes, tools
+from cluster import delivery, images, machine, nodes, tools
 from cluster.place import NoFreePort, Place, default_place
 from cluster.processes import PartFailed
 
-EXPECTED = (machine.NotRoot, machine.StillMounted, tools.MissingTool, NoFreePort, PartFailed, nodes.NotReady)
+EXPECTED = (machine.NotRoot, machine.StillMounted, tools.MissingTool, NoFreePort, PartFailed, nodes.NotReady, delivery.NoImages)
 
 
 def main() -> None:
@@ -24,6 +24,7 @@ def main() -> None:
     verbs.add_parser("up", help="a cluster that answers: that of KUBECONFIG, else one on this machine")
     verbs.add_parser("down", help="removes the cluster of this machine, but not the cache")
     verbs.add_parser("env", help='prints what a shell needs: eval "$(python -m cluster env)"')
+    verbs.add_parser("images", help="builds Atelier's images as far as they are stale, and brings in what is new of them")
     verbs.add_parser("load", help="imports an image from a docker or OCI archive").add_argument("archive", type=Path)
     asked = parser.parse_args()
     place = default_place()
@@ -36,6 +37,8 @@ def main() -> None:
             foreign = _foreign(place)
             theirs = foreign and machine.answering(place, foreign) is not None
             print(_environment(place, foreign if theirs else str(place.kubeconfig)))
+        elif asked.verb == "images":
+            _images(place)
         else:
             images.load(place, asked.archive)
     except EXPECTED as error:
@@ -55,9 +58,18 @@ def _up(place: Place) -> None:
         print(f"{foreign} (KUBECONFIG) names no cluster that answers; one is started on this machine", flush=True)
     started = machine.up(place)
     print(f"the cluster is up ({time.monotonic() - began:.0f} s; started: {', '.join(started) or 'nothing, all of it ran'})")
-    print("`make cluster-down` removes it; images come by `PYTHONPATH=tests python -m cluster load FILE`; type next:")
+    print("`make cluster-down` removes it; Atelier's images come by `make cluster-images`; type next:")
     for line in (_environment(place, str(place.kubeconfig)), "kubectl get nodes", "helm install atelier charts/atelier"):
         print(f"  {line}")
+
+
+def _images(place: Place) -> None:
+    began = time.monotonic()
+    if (foreign := _foreign(place)) and machine.answering(place, foreign) is not None:
+        print("KUBECONFIG names another cluster: `make images`, then push them to where it pulls from, or load them with its own tool")
+        return
+    new = delivery.bring_in(place)
+    print(f"the cluster has the images of the code as it is ({time.monotonic() - began:.0f} s; {len(new)} new blobs)")
 
 
 def _foreign(place: Place) -> str:

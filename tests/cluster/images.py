@@ -26,7 +26,7 @@ def load_own(place: Place) -> None:
 
 def load(place: Place, archive: Path) -> None:
     """Imports a docker or OCI archive; pods name its images with `imagePullPolicy: IfNotPresent` or `Never`."""
-    _ctr(place, "images", "import", "--snapshotter=overlayfs", str(archive))
+    ctr(place, "images", "import", "--snapshotter=overlayfs", str(archive))
 
 
 def write_archive(archive: Path, program: Path, image: str) -> None:
@@ -57,6 +57,11 @@ def _add(files: tarfile.TarFile, name: str, content: bytes, mode: int = 0o644) -
     files.addfile(entry, io.BytesIO(content))
 
 
-def _ctr(place: Place, *words: str) -> str:
-    command = ["ctr", "--address", str(place.containerd_socket), "--namespace", "k8s.io", *words]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def command(place: Place, *words: str) -> list[str]:
+    """A command for containerd's images, as the kubelet sees them."""
+    return ["ctr", "--address", str(place.containerd_socket), "--namespace", "k8s.io", *words]
+
+
+def ctr(place: Place, *words: str) -> str:
+    """What such a command prints."""
+    return subprocess.run(command(place, *words), check=True, capture_output=True, text=True).stdout

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,19 +85,24 @@ def install_packages() -> Path:
     if _cni_folder() is None:
         missing.append("containernetworking-plugins")
     if missing:
-        if not shutil.which("apt-get"):
-            raise MissingTool(f"install these with the system's package manager (names of Debian): {' '.join(missing)}")
-        print(f"installing {' '.join(missing)}", flush=True)
-        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        install = ["apt-get", "install", "-qq", "--no-install-recommends", *missing]
-        # Without fresh lists an old machine asks for packages that are gone.
-        if subprocess.run(install, env=quiet, capture_output=True).returncode:
-            subprocess.run(["apt-get", "update", "-qq"], env=quiet, check=True)
-            subprocess.run(install, env=quiet, check=True, stdout=subprocess.DEVNULL)
+        install(missing)
     folder = _cni_folder()
     if folder is None:
         raise MissingTool(f"no folder of {', '.join(map(str, CNI_FOLDERS))} has the CNI plugins {', '.join(CNI_PLUGINS)}")
     return folder
+
+
+def install(packages: Sequence[str]) -> None:
+    """Installs packages of Debian."""
+    if not shutil.which("apt-get"):
+        raise MissingTool(f"install these with the system's package manager (names of Debian): {' '.join(packages)}")
+    print(f"installing {' '.join(packages)}", flush=True)
+    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    install = ["apt-get", "install", "-qq", "--no-install-recommends", *packages]
+    # Without fresh lists an old machine asks for packages that are gone.
+    if subprocess.run(install, env=quiet, capture_output=True).returncode:
+        subprocess.run(["apt-get", "update", "-qq"], env=quiet, check=True)
+        subprocess.run(install, env=quiet, check=True, stdout=subprocess.DEVNULL)
 
 
 def build(place: Place, wanted: set[str] | None = None) -> None:
