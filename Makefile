@@ -12,11 +12,14 @@ RUN := PATH=$(BIN):$$PATH
 CLUSTER := PYTHONPATH=tests $(or $(wildcard $(BIN)/python),$(PYTHON)) -m cluster
 STAMP := $(VENV)/.installed
 
-# A part of constraints.txt: for extras $(1), into images/$(2).txt.
-PART = uv pip compile pyproject.toml --extra $(1) -c constraints.txt --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate --python-version 3.11 -o images/$(2).txt
+# A part of constraints.txt: for extras $(1), into images/$(2).txt, with flags $(3).
+PART = uv pip compile pyproject.toml --extra $(1) -c constraints.txt --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate --python-version 3.11 $(3) -o images/$(2).txt
+
+# The asyncio half of the Kubernetes client and what it alone needs: nothing of ours imports it, and the control image is kept small.
+ASYNC := $(addprefix --no-emit-package ,aiohappyeyeballs aiohttp aiohttp-retry aiosignal attrs frozenlist multidict propcache yarl)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu test-readers test-cluster cluster cluster-down check protos bench images lock
+.PHONY: help setup demo test test-slow test-gpu test-readers test-cluster cluster cluster-images cluster-down check protos bench images lock
 
 help: ## Shows this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -50,11 +53,14 @@ test-gpu: setup ## Runs the tests that need a CUDA device
 test-readers: setup ## Reads our files with the tools of the field, each in an environment of its own
 	$(RUN) python -m pytest -m readers tests/readers
 
-test-cluster: setup cluster ## Runs the tests that need a Kubernetes (KUBECONFIG's, else one of this machine; see make cluster)
+test-cluster: setup cluster cluster-images ## Runs the tests that need a Kubernetes (KUBECONFIG's, else one of this machine; see make cluster)
 	$(RUN) && eval "$$($(CLUSTER) env)" && python -m pytest -m cluster tests/cluster
 
 cluster: ## Brings up a Kubernetes on this machine, built from source (root), unless KUBECONFIG names one
 	@$(CLUSTER) up
+
+cluster-images: setup ## Builds the images that are stale and brings them into that Kubernetes
+	@$(CLUSTER) images
 
 cluster-down: ## Removes that Kubernetes, but not what was built
 	@$(CLUSTER) down
@@ -81,5 +87,5 @@ images: setup ## Builds the container images with buildah, podman or docker (BAS
 
 lock: ## Resolves pyproject.toml into constraints.txt, and parts of it for the images (needs uv)
 	uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11 -U -o constraints.txt
-	$(call PART,control,control)
-	$(call PART,control --extra node,ml)
+	$(call PART,control,control,$(ASYNC))
+	$(call PART,node,ml)
