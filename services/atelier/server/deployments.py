@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import LargeBinary, String, delete, select
+from sqlalchemy import LargeBinary, String, delete, func, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from atelier.artifacts.catalog import use
@@ -135,6 +135,16 @@ class DeploymentLedger:
         """The reports of replicas that are there."""
         query = select(ReportRow.content).where(ReportRow.pool == pool, ReportRow.time > now() - FRESH).order_by(ReportRow.replica)
         with self._database.transaction() as session:
+            return list(session.scalars(query))
+
+    def last_reports(self, pool: str) -> Sequence[bytes]:
+        """What the last replicas of a pool have reported that there were together, however long ago."""
+        newest = select(func.max(ReportRow.time)).where(ReportRow.pool == pool)
+        with self._database.transaction() as session:
+            moment = session.scalar(newest)
+            if moment is None:
+                return []
+            query = select(ReportRow.content).where(ReportRow.pool == pool, ReportRow.time > moment - FRESH).order_by(ReportRow.replica)
             return list(session.scalars(query))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import secrets
 import time
@@ -21,7 +22,8 @@ from atelier.server.deployments import Deployment, DeploymentLedger
 from atelier.server.messages import SAMPLER_WORDS, engine_word
 from atelier.server.pool import Pools
 from atelier.server.pool import Status as Standing
-from atelier.v1 import image_pb2, image_pb2_grpc, replica_pb2, replica_pb2_grpc, server_pb2
+from atelier.server.proxies import Proxies, Proxy
+from atelier.v1 import image_pb2, image_pb2_grpc, replica_pb2, server_pb2
 
 DEFAULT_STEPS, DEFAULT_GUIDANCE = 20, 5.0
 MAX_SIDE, MAX_PROMPT, MAX_GUIDANCE = 2048, 4000, 50.0
@@ -30,24 +32,28 @@ MAX_PIXELS = 1024 * 1344
 """Of a picture: as PNG it then fits into a message of 4 MiB, gRPC's default, whatever it shows."""
 MAX_SECONDS = 600.0
 """Deadline of a call that brings none."""
+UNKNOWN_TO_PROXY = "POOL_NOT_READY"
+"""A proxy that has just begun may not know of an application yet that others know."""
+
+logger = logging.getLogger("atelier.server")
 
 
 class ImagesServicer(image_pb2_grpc.ImagesServicer):
-    """`channel` leads to Serve's gRPC proxy; `max_in_work` bounds the requests of this process."""
+    """`proxies` lead to the replicas; `max_in_work` bounds the requests of this process."""
 
     def __init__(
         self,
         *,
         deployments: DeploymentLedger,
         pools: Pools,
-        channel: grpc.aio.Channel,
+        proxies: Proxies,
         internal_token: str,
         max_in_work: int = 64,
         meters: Meters = UNMEASURED,
     ) -> None:
         self._deployments = deployments
         self._pools = pools
-        self._sampling: Any = replica_pb2_grpc.SamplingStub(channel)
+        self._proxies = proxies
         self._internal_token = internal_token
         self._max_in_work = max_in_work
         self._meters = meters
@@ -88,25 +94,34 @@ class ImagesServicer(image_pb2_grpc.ImagesServicer):
             (telemetry.REQUEST_ID, telemetry.request_id()),
             ("request_id", telemetry.request_id()),
         )
+        proxy: Proxy | None = None
         for attempt in (1, 2):
-            pictures = 0
-            call = self._sampling.Sample(sample, metadata=metadata, timeout=end - time.monotonic())
-            try:
-                async for response in call:
-                    pictures += response.WhichOneof("part") == "image"
-                    if response.WhichOneof("part"):  # an empty message comes before an error, see Replica.Sample
-                        yield response
-                if pictures == sample.request.count:
-                    return
-            except grpc.aio.AioRpcError as error:
-                found = _translate(error)
-                if found is not None:
-                    raise found from None
-            finally:
-                call.cancel()
+            pictures, proxy = 0, await self._proxy(other_than=proxy)
+            with self._proxies.calling(proxy) as sampling:
+                call = sampling.Sample(sample, metadata=metadata, timeout=end - time.monotonic())
+                try:
+                    async for response in call:
+                        pictures += response.WhichOneof("part") == "image"
+                        if response.WhichOneof("part"):  # an empty message comes before an error, see Replica.Sample
+                            yield response
+                    if pictures == sample.request.count:
+                        return
+                except grpc.aio.AioRpcError as error:
+                    found = _translate(error)
+                    if found is not None and (attempt == 2 or found.reason != UNKNOWN_TO_PROXY):
+                        raise found from None
+                finally:
+                    call.cancel()
             self._meters.replica_lost(deployment.pool)
             if pictures or attempt == 2:
                 raise unavailable("REPLICA_LOST", "the replica was lost: try again", retry_after_seconds=1.0)
+
+    async def _proxy(self, *, other_than: Proxy | None) -> Proxy:
+        try:
+            return await self._proxies.choose(other_than=other_than)
+        except OSError as error:
+            logger.warning("there is no proxy of Serve's: %s", error)
+            raise unavailable(UNKNOWN_TO_PROXY, "no replica can be reached now: try again", retry_after_seconds=2.0) from None
 
     def _prepare(self, request: image_pb2.GenerateRequest) -> tuple[Deployment, replica_pb2.SampleRequest]:
         deployment = self._deployment(request.deployment)
@@ -126,7 +141,7 @@ class ImagesServicer(image_pb2_grpc.ImagesServicer):
         if large := too_large(complete):
             raise invalid(large)
         engines = [status.engine_artifact] if status.engine_artifact else []
-        if status.loading:
+        if status.waits:
             engines = self._pools.engines_there(deployment)
         return deployment, replica_pb2.SampleRequest(request=complete, model=f"artifacts/{deployment.model}", engines=engines)
 
@@ -134,7 +149,7 @@ class ImagesServicer(image_pb2_grpc.ImagesServicer):
         status = self._pools.status(deployment)
         if status.state == server_pb2.DEPLOYMENT_STATE_FAILED:
             raise AtelierError(Status.FAILED_PRECONDITION, "DEPLOYMENT_FAILED", f"{deployment.name} cannot answer: {status.message}")
-        if status.state != server_pb2.DEPLOYMENT_STATE_READY and not status.loading:
+        if status.state != server_pb2.DEPLOYMENT_STATE_READY and not status.waits:
             sentence = f"{deployment.name} is not ready: {status.message}"
             raise unavailable("DEPLOYMENT_NOT_READY", sentence, retry_after_seconds=1.0)
         return status
@@ -197,5 +212,5 @@ def _translate(error: grpc.aio.AioRpcError) -> AtelierError | None:
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return AtelierError(Status.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the pictures were not ready before the call's deadline")
     if code is grpc.StatusCode.NOT_FOUND:
-        return unavailable("POOL_NOT_READY", "the pool's application is not in place yet", retry_after_seconds=2.0)
+        return unavailable(UNKNOWN_TO_PROXY, "the pool's application is not in place yet", retry_after_seconds=2.0)
     return AtelierError(Status.INTERNAL, "REPLICA_FAILED", "the replica failed; its log has the reason")

@@ -13,19 +13,24 @@ from pathlib import Path
 from atelier.artifacts.catalog import Catalog
 from atelier.client.address import Address
 from atelier.jobs.ledger import JobLedger
+from atelier.lease import Lease
 from atelier.ledger import Database
 from atelier.meters import UNMEASURED, Meters
 from atelier.pools import Pool
 from atelier.rpc.auth import Tokens
-from atelier.rpc.channel import aio_channel
 from atelier.rpc.server import Service
+from atelier.server.applications import Application
 from atelier.server.changes import Changes
 from atelier.server.deployments import DeploymentLedger
 from atelier.server.gateway import ImagesServicer
+from atelier.server.nodes import Nodes
 from atelier.server.own_calls import OwnCalls
 from atelier.server.pool import Pools
+from atelier.server.pool_keeper import PoolKeeper
+from atelier.server.pool_states import PoolStates
+from atelier.server.proxies import Addresses, Proxies, addresses_of
 from atelier.server.ray_cluster import RayCluster, local_ray
-from atelier.server.reconciler import Application, ServeReconciler
+from atelier.server.reconciler import ServeReconciler
 from atelier.server.replica_settings import ReplicaSettings
 from atelier.server.replicas import ReplicasServicer
 from atelier.server.servicer import ServerServicer
@@ -43,6 +48,8 @@ REPLICA_SETTINGS = "/etc/atelier/replica/replica.json"
 """On nodes of a Ray that is elsewhere."""
 SERVE_GRPC_PORT, SERVE_HTTP_PORT = 9000, 8000
 """There."""
+LEASE = "serve"
+"""Of the process that looks after the pools."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +59,8 @@ class RayElsewhere:
     dashboard: str
     token_file: Path
     serve_target: str
+    replica_settings: str = REPLICA_SETTINGS
+    """Path of a pool's settings on its nodes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +77,10 @@ class ServingSettings:
     serve_port: int = 0
     """Of Serve's gRPC proxy; 0 draws one."""
     elsewhere: RayElsewhere | None = None
+    nodes: Nodes | None = None
+    """What runs the pools' nodes; None: Kubernetes, where pools name their Deployments, else somebody else."""
+    proxies: Addresses | None = None
+    """Where Serve's proxies are; None: where Ray's target says."""
 
 
 class Serving:
@@ -80,12 +93,14 @@ class Serving:
         self._ledger = ledger
         self._meters = meters
         self._reconciler: ServeReconciler | None = None
-        self._deployments = DeploymentLedger(database)
-        self._pools = Pools(deployments=self._deployments, catalog=catalog, labels={pool.name: pool.label for pool in settings.pools})
+        self._database = database
+        self._deployments, self._states = DeploymentLedger(database), PoolStates(database)
+        self._pools = Pools(pools=settings.pools, deployments=self._deployments, catalog=catalog, states=self._states)
         self._catalog = catalog
         self._changes = Changes()
         self._grpc_port = settings.serve_port or _free_port()
-        self._channel = aio_channel(settings.elsewhere.serve_target if settings.elsewhere else f"127.0.0.1:{self._grpc_port}")
+        target = settings.elsewhere.serve_target if settings.elsewhere else f"127.0.0.1:{self._grpc_port}"
+        self._proxies = Proxies(settings.proxies or addresses_of(target))
 
     @property
     def public(self) -> Sequence[Service]:
@@ -93,11 +108,13 @@ class Serving:
         images = ImagesServicer(
             deployments=self._deployments,
             pools=self._pools,
-            channel=self._channel,
+            proxies=self._proxies,
             internal_token=self._settings.internal_token,
             meters=self._meters,
         )
-        server = ServerServicer(deployments=self._deployments, pools=self._pools, catalog=self._catalog, changed=self._wake)
+        server = ServerServicer(
+            deployments=self._deployments, pools=self._pools, catalog=self._catalog, jobs=self._ledger, changed=self._wake
+        )
         return [
             Service(
                 descriptor=image_pb2.DESCRIPTOR.services_by_name["Images"], add=image_pb2_grpc.add_ImagesServicer_to_server, servicer=images
@@ -128,27 +145,37 @@ class Serving:
         """
         async with AsyncExitStack() as stack:
             if self._settings.elsewhere is not None:
-                cluster, path = _cluster(self._settings.elsewhere), REPLICA_SETTINGS
+                cluster, path = _cluster(self._settings.elsewhere), self._settings.elsewhere.replica_settings
             else:
                 cluster, path = await self._local(stack, internal_target=internal_target, own=own)
-            calls = OwnCalls(own, ledger=self._ledger)
+            nodes = self._settings.nodes or _pods(self._settings.pools)
+            calls = OwnCalls(own, ledger=self._ledger, catalog=self._catalog)
             stack.push_async_callback(calls.close)
-            self._reconciler = ServeReconciler(
+            keeper = PoolKeeper(
                 cluster=cluster,
                 applications=[Application(pool=pool, settings_path=path) for pool in self._settings.pools if pool.max_replicas],
+                states=self._states,
+                jobs=self._ledger,
+                nodes=nodes,
+            )
+            self._reconciler = ServeReconciler(
+                keeper=keeper,
                 deployments=self._deployments,
                 pools=self._pools,
                 calls=calls,
+                nodes=nodes,
+                lease=Lease(database=self._database, name=LEASE) if self._settings.elsewhere else None,
             )
             await stack.enter_async_context(self._reconciler.running())
             yield
-        await self._channel.close()
+        await self._proxies.close()
 
     async def _local(self, stack: AsyncExitStack, *, internal_target: str, own: Address) -> tuple[RayCluster, str]:
         """Starts Ray here; gives it and the path of its replica's settings."""
         settings = self._settings
         (pool,) = settings.pools
         await asyncio.to_thread(self._deployments.forget_reports)  # whoever wrote them ended with the Ray of before
+        await asyncio.to_thread(self._states.forget)
         path = settings.data / "replica.json"
         ReplicaSettings(
             pool=pool.name,
@@ -179,6 +206,16 @@ def _cluster(elsewhere: RayElsewhere) -> RayCluster:
     return RayCluster(
         dashboard=elsewhere.dashboard.rstrip("/"), token=token, grpc_port=SERVE_GRPC_PORT, http_port=SERVE_HTTP_PORT, host="0.0.0.0"
     )
+
+
+def _pods(pools: Sequence[Pool]) -> Nodes | None:
+    if not any(pool.deployment for pool in pools):
+        return None
+    from atelier.kubernetes.nodes import PodNodes
+    from atelier.kubernetes.objects import core
+
+    api, namespace = core()
+    return PodNodes(api, namespace=namespace, pools={pool.name: pool.deployment for pool in pools if pool.max_replicas})
 
 
 def _free_port() -> int:

@@ -11,10 +11,14 @@ from typing import Any
 from atelier.artifacts.catalog import Catalog
 from atelier.artifacts.manifest import Kind
 from atelier.errors import AtelierError, Violation, invalid
+from atelier.jobs.ledger import JobLedger
 from atelier.jobs.submission import MAX_REQUEST_ID
 from atelier.pools import choose
 from atelier.server.deployments import Deployment, DeploymentLedger
+from atelier.server.plan import plan
 from atelier.server.pool import Pools
+from atelier.server.pool_messages import planned_to_message, pool_to_message
+from atelier.server.yielding import SERVICES, waiting
 from atelier.v1 import server_pb2, server_pb2_grpc
 
 ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -25,10 +29,13 @@ MAX_STEPS, MAX_COUNT = 1000, 64
 class ServerServicer(server_pb2_grpc.ServerServicer):
     """Keeps deployments; the reconciler and the replicas do the rest. `changed` tells them."""
 
-    def __init__(self, *, deployments: DeploymentLedger, pools: Pools, catalog: Catalog, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, *, deployments: DeploymentLedger, pools: Pools, catalog: Catalog, jobs: JobLedger, changed: Callable[[], None]
+    ) -> None:
         self._deployments = deployments
         self._pools = pools
         self._catalog = catalog
+        self._jobs = jobs
         self._changed = changed
 
     async def CreateDeployment(self, request: server_pb2.CreateDeploymentRequest, context: Any) -> server_pb2.Deployment:  # type: ignore[override]
@@ -67,6 +74,11 @@ class ServerServicer(server_pb2_grpc.ServerServicer):
         """The pools, with what their replicas report."""
         return server_pb2.ListPoolsResponse(pools=await asyncio.to_thread(self._list_pools))
 
+    async def PlanEngines(self, request: server_pb2.PlanEnginesRequest, context: Any) -> server_pb2.PlanEnginesResponse:  # type: ignore[override]
+        """Which engines are there, and which have to be built."""
+        planned = await asyncio.to_thread(lambda: plan(self._deployments.all(), self._pools, self._jobs))
+        return server_pb2.PlanEnginesResponse(engines=map(planned_to_message, planned))
+
     def _create(self, request: server_pb2.CreateDeploymentRequest) -> server_pb2.Deployment:
         violations = []
         if not ID.fullmatch(request.deployment_id):
@@ -98,8 +110,9 @@ class ServerServicer(server_pb2_grpc.ServerServicer):
         if paths is None or "model" in paths:
             values["model"] = self._model(given.model, violations)
         if paths is None:
-            values["pool"], problem = choose(given.pool, self._pools.labels)
+            values["pool"], problem = self._pool(given.pool)
             violations += [Violation("deployment.pool", problem)] if problem else []
+            values["serve_eager"] = not problem and self._pools.by_name[values["pool"]].serve_eager
         for name in ("serve_eager", "compile"):
             if given.HasField(name) and (paths is None or name in paths):  # type: ignore[arg-type]
                 values[name] = getattr(given, name)
@@ -112,6 +125,15 @@ class ServerServicer(server_pb2_grpc.ServerServicer):
         if violations:
             raise invalid(violations)
         return dataclasses.replace(current, **values)
+
+    def _pool(self, name: str) -> tuple[str, str]:
+        """The pool behind a name, and what is wrong with that."""
+        pool, problem = choose(name, self._pools.serving)
+        there = self._pools.by_name.get(name.removeprefix("pools/"))
+        if problem and name.startswith("pools/") and there is not None:
+            serving = ", ".join(f"pools/{one}" for one in sorted(self._pools.serving)) or "none"
+            problem = f"{name} has no replicas and takes jobs only; there serve: {serving}"
+        return pool, problem
 
     def _model(self, name: str, violations: list[Violation]) -> str:
         if not name:
@@ -148,19 +170,8 @@ class ServerServicer(server_pb2_grpc.ServerServicer):
         return message
 
     def _list_pools(self) -> list[server_pb2.Pool]:
-        pools = []
-        for name, gpu in sorted(self._pools.labels.items()):
-            reports = self._pools.reports(name)
-            models = [model for report in reports for model in report.models]
-            pools.append(
-                server_pb2.Pool(
-                    name=f"pools/{name}",
-                    gpu=gpu,
-                    replicas=len(reports),
-                    fingerprints=[report.fingerprint for report in reports],
-                    engines=sorted({model.engine_artifact for model in models if model.engine_artifact}),
-                    models=sorted({model.model for model in models if not model.error}),
-                    message=next((r.error for r in reports if r.error), "") or self._pools.messages.get(name, ""),
-                )
-            )
-        return pools
+        jobs = self._jobs.unended(SERVICES)
+        return [
+            pool_to_message(pool, self._pools.state(name), self._pools.reports(name), waiting(jobs, name))
+            for name, pool in sorted(self._pools.by_name.items())
+        ]

@@ -13,7 +13,7 @@ from atelier.v1 import server_pb2
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """By a pool's name: replicas that report, and how many Serve wants, as far as this process knows. By state: deployments."""
+    """By a pool's name: replicas that report, and how many Serve wants. By state: deployments."""
 
     replicas: Mapping[str, int]
     targets: Mapping[str, int]
@@ -24,8 +24,8 @@ def standing(deployments: DeploymentLedger, pools: Pools) -> Standing:
     """As the ledger has it now. Raises as `Database.transaction`."""
     states = Counter(pools.status(deployment).state for deployment in deployments.all())
     return Standing(
-        replicas={pool: len(pools.reports(pool)) for pool in pools.labels},
-        targets=dict(pools.targets),
+        replicas={pool: len(pools.reports(pool)) for pool in pools.by_name},
+        targets={pool: pools.state(pool).target for pool in pools.by_name},
         deployments={
             name.removeprefix("DEPLOYMENT_STATE_"): states[number]
             for name, number in server_pb2.DeploymentState.items()

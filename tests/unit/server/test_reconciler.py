@@ -1,4 +1,4 @@
-"""What the reconciler asks of Serve, converter and compiler, and what a deployment's state says of it."""
+"""What the reconciler asks of converter and compiler, and what a deployment's state says of it."""
 
 from __future__ import annotations
 
@@ -6,111 +6,109 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from fake_pools import FOX, MACHINE, FakeDeployments, FakeKeeper, FakePools, FakeStates, engine_job
 
-from atelier.engines.fingerprint import Fingerprint
 from atelier.errors import AtelierError, failed_precondition, unavailable
 from atelier.pools import Pool
 from atelier.server.deployments import Deployment
-from atelier.server.messages import fingerprint_to_message
-from atelier.server.pool import Pools
-from atelier.server.reconciler import Application, ServeReconciler
+from atelier.server.pool_states import PoolState
+from atelier.server.reconciler import ServeReconciler
 from atelier.v1 import replica_pb2, server_pb2
-
-MACHINE = Fingerprint(device="cpu", product="cpu-x86-64-v4", capability="avx2", torch="2.14.1", backends={"openvino": "2026.3"})
-FOX = Deployment(id="fox", model="a" * 64, pool="local")
-
-
-class FakeDeployments:
-    def __init__(self, *deployments: Deployment) -> None:
-        self.found = list(deployments)
-        self.held: list[replica_pb2.ReplicaModel] = []
-
-    def all(self) -> list[Deployment]:
-        return self.found
-
-    def update(self, changed: Deployment, *, etag: str) -> None:
-        self.found = [changed if one.id == changed.id else one for one in self.found]
-
-    def reports(self, pool: str) -> list[bytes]:
-        report = replica_pb2.ReportRequest(fingerprint=fingerprint_to_message(MACHINE), models=self.held)
-        return [report.SerializeToString()]
-
-
-class FakePools(Pools):
-    """Every model is of one graph, and a MODEL when its digest begins with `a`."""
-
-    def __init__(self, deployments: Any) -> None:
-        super().__init__(deployments=deployments, catalog=None, labels={"local": "cpu"})  # type: ignore[arg-type]
-        self.built: list[str] = []
-
-    def is_model(self, digest: str) -> bool:
-        return digest.startswith("a")
-
-    def graph(self, model: str) -> str:
-        return "graph"
-
-    def engines(self, model: str, fingerprint: Fingerprint) -> list[str]:
-        return self.built
 
 
 class FakeCalls:
     def __init__(self) -> None:
-        self.compiled: list[tuple[str, str]] = []
+        self.asked: list[tuple[str, str, str]] = []
         self.error: AtelierError | None = None
         self.model = ""
+        self.engine = ""
 
     async def convert(self, digest: str) -> str:
         if self.error:
             raise self.error
         return self.model
 
-    async def compile_for(self, model: str, pool: str, fingerprint: str) -> str:
-        self.compiled.append((model, fingerprint))
-        return "jobs/one"
-
-    async def check(self, job: str) -> None:
+    async def build(self, model: str, pool: str, fingerprint: str) -> str:
+        self.asked.append((model, pool, fingerprint))
         if self.error:
             raise self.error
-
-
-class FakeCluster:
-    host = "127.0.0.1"
-    http_port, grpc_port = 1, 2
-
-    def __init__(self) -> None:
-        self.state: dict[str, Any] = {"status": "RUNNING", "message": ""}
-        self.puts: list[dict[str, Any]] = []
-
-    def applications(self) -> dict[str, Any]:
-        return {"applications": {"local": self.state} if self.state else {}}
-
-    def put_applications(self, config: dict[str, Any]) -> None:
-        self.puts.append(config)
+        return self.engine
 
 
 class Setting:
     def __init__(self, *deployments: Deployment) -> None:
-        self.deployments = FakeDeployments(*deployments)
-        self.pools = FakePools(self.deployments)
-        self.calls, self.cluster = FakeCalls(), FakeCluster()
-        application = Application(pool=Pool(name="local", num_cpus=2), settings_path="/replica.json")
-        self.reconciler = ServeReconciler(
-            cluster=self.cluster, applications=[application], deployments=self.deployments, pools=self.pools, calls=self.calls
-        )  # type: ignore[arg-type]
+        self.deployments, self.states = FakeDeployments(*deployments), FakeStates()
+        self.pools = FakePools(self.deployments, self.states, [Pool(name="local", num_cpus=2)])
+        self.calls, self.keeper = FakeCalls(), FakeKeeper()
+        self.reconciler = ServeReconciler(keeper=self.keeper, deployments=self.deployments, pools=self.pools, calls=self.calls)  # type: ignore[arg-type]
+
+    async def tick(self) -> dict[str, dict[str, str]]:
+        problems = await self.reconciler._tick()
+        self.states.found["local"] = PoolState(problems=problems.get("local", {}))
+        return problems
 
     def hold(self, engine: server_pb2.DeploymentEngine.ValueType) -> None:
         self.deployments.held = [replica_pb2.ReplicaModel(model=f"artifacts/{FOX.model}", engine=engine)]
 
 
-async def test_an_engine_is_asked_for_once_for_all_models_of_a_graph() -> None:
+async def test_an_engine_is_asked_for_with_one_model_of_a_graph() -> None:
     setting = Setting(FOX, replace(FOX, id="bear", model="a" + "b" * 63))
     for _ in range(3):
-        await setting.reconciler._tick()
-    assert setting.calls.compiled == [(FOX.model, MACHINE.key)]
+        await setting.tick()
+    assert set(setting.calls.asked) == {(FOX.model, "local", MACHINE.key)}
     setting.pools.built = ["artifacts/e"]
     setting.calls.error = failed_precondition("PARITY_FAILED", "is of no interest any more")
-    await setting.reconciler._tick()
-    assert setting.pools.problems == {}
+    assert await setting.tick() == {}
+
+
+async def test_another_model_asks_where_the_one_that_asked_is_deployed_no_more() -> None:
+    bear = replace(FOX, id="bear", model="a" + "b" * 63)
+    setting = Setting(FOX, bear)
+    await setting.tick()
+    setting.deployments.found = [bear]
+    await setting.tick()
+    assert setting.calls.asked[-1] == (bear.model, "local", MACHINE.key)
+
+
+async def test_an_engine_that_is_deleted_is_asked_for_anew() -> None:
+    setting = Setting(FOX)
+    setting.pools.built = ["artifacts/e"]
+    await setting.tick()
+    assert setting.calls.asked == []
+    setting.pools.built = []
+    await setting.tick()
+    assert setting.calls.asked == [(FOX.model, "local", MACHINE.key)]
+
+
+async def test_nothing_is_asked_for_while_somebody_else_has_it_compiled() -> None:
+    setting = Setting(FOX)
+    setting.keeper.jobs.found = [engine_job(model=FOX.model, pool="other"), engine_job(model=FOX.model, pool="local", torchscript=True)]
+    await setting.tick()
+    assert setting.calls.asked, "on another pool, and for others"
+    setting = Setting(FOX)
+    setting.keeper.jobs.found = [engine_job(model=FOX.model, pool="local")]
+    await setting.tick()
+    assert setting.calls.asked == []
+
+
+async def test_an_engine_is_built_for_what_the_last_replicas_were_and_for_the_product_where_there_was_none() -> None:
+    setting = Setting(FOX)
+    setting.deployments.fresh = False
+    await setting.tick()
+    assert setting.calls.asked == [(FOX.model, "local", MACHINE.key)]
+    setting = Setting(FOX)
+    setting.deployments.fresh = setting.deployments.known = False
+    await setting.tick()
+    assert setting.calls.asked == [(FOX.model, "local", "")]
+
+
+async def test_an_engine_that_fits_no_node_is_told_where_there_are_nodes() -> None:
+    setting = Setting(FOX)
+    setting.calls.engine = "e" * 64
+    (problem,) = (await setting.tick())["local"].values()
+    assert "driver 580 (found none)" in problem
+    setting.deployments.fresh = False
+    assert await setting.tick() == {}, "the next replica may be what it was built for"
 
 
 @pytest.mark.parametrize(("eager", "state"), [(True, server_pb2.DEPLOYMENT_STATE_READY), (False, server_pb2.DEPLOYMENT_STATE_FAILED)])
@@ -118,10 +116,10 @@ async def test_a_compilation_that_failed_is_told(eager: bool, state: int) -> Non
     deployment = replace(FOX, serve_eager=eager)
     setting = Setting(deployment)
     setting.hold(server_pb2.DEPLOYMENT_ENGINE_EAGER)
-    await setting.reconciler._tick()
+    await setting.tick()
     assert "while its engine is built" in setting.pools.status(deployment).message or not eager
     setting.calls.error = failed_precondition("PARITY_FAILED", "jobs/one failed: bf16 does not agree")
-    await setting.reconciler._tick()
+    await setting.tick()
     status = setting.pools.status(deployment)
     assert (status.state, "bf16 does not agree" in status.message) == (state, True)
 
@@ -130,42 +128,46 @@ async def test_a_single_file_that_cannot_be_converted_fails_its_deployment_and_n
     file = replace(FOX, model="f" * 64)
     setting = Setting(file)
     setting.calls.error = unavailable("SERVICE_UNAVAILABLE", "Converter does not answer")
-    await setting.reconciler._tick()
+    await setting.tick()
     assert setting.pools.status(file).state == server_pb2.DEPLOYMENT_STATE_PENDING
     setting.calls.error = failed_precondition("NOT_CONVERTIBLE", "jobs/two failed: no rule maps x")
-    await setting.reconciler._tick()
+    await setting.tick()
     status = setting.pools.status(file)
     assert (status.state, "no rule maps x" in status.message) == (server_pb2.DEPLOYMENT_STATE_FAILED, True)
     other = setting.pools.status(replace(file, model="e" * 64))
     assert other.state == server_pb2.DEPLOYMENT_STATE_PENDING, "the same deployment was updated to another file"
     setting.calls.error, setting.calls.model = None, "a" * 64
-    await setting.reconciler._tick()
-    assert setting.deployments.found[0].model == "a" * 64 and setting.pools.problems == {}
-
-
-def test_an_application_that_is_missing_is_put_again_and_one_that_does_not_start_is_built_anew() -> None:
-    setting = Setting()
-    setting.reconciler._look(again=True)
-    assert len(setting.cluster.puts) == 1, "what is there may be of another version"
-    setting.reconciler._look(again=False)
-    assert len(setting.cluster.puts) == 1
-    setting.cluster.state = {}
-    setting.reconciler._look(again=False)
-    setting.cluster.state = {"status": "DEPLOY_FAILED", "message": 'Traceback (most recent call last): File "/srv/x.py"'}
-    setting.reconciler._look(again=False)
-    setting.reconciler._look(again=True)
-    builds = [put["applications"][0]["args"]["build"] for put in setting.cluster.puts]
-    assert builds == [0, 0, 1]
-    assert "Traceback" not in setting.pools.messages["local"] and "does not start" in setting.pools.messages["local"]
-
-
-def test_replicas_are_pinned_by_both_labels() -> None:
-    (deployment,) = Application(pool=Pool(name="fast", gpu="NVIDIA-A10", num_cpus=1), settings_path="").schema()["deployments"]
-    assert deployment["ray_actor_options"]["label_selector"] == {"atelier.dev/pool": "fast", "atelier.dev/gpu": "NVIDIA-A10"}
-    assert deployment["max_queued_requests"] > 0
+    assert await setting.tick() == {}
+    assert setting.deployments.found[0].model == "a" * 64
 
 
 def test_a_call_may_wait_for_weights_only_where_eager_serves() -> None:
     setting = Setting(FOX)
-    assert setting.pools.status(FOX).loading
-    assert not setting.pools.status(replace(FOX, serve_eager=False)).loading
+    assert setting.pools.status(FOX).waits
+    assert not setting.pools.status(replace(FOX, serve_eager=False)).waits
+
+
+@pytest.mark.parametrize(
+    ("state", "changes", "expected"),
+    [
+        (PoolState(), {}, (server_pb2.DEPLOYMENT_STATE_PENDING, False)),
+        (PoolState(in_place=True), {}, (server_pb2.DEPLOYMENT_STATE_READY, True)),
+        (PoolState(in_place=True, target=1), {}, (server_pb2.DEPLOYMENT_STATE_PENDING, True)),
+        (PoolState(in_place=True), {"serve_eager": False}, (server_pb2.DEPLOYMENT_STATE_PENDING, False)),
+        (PoolState(in_place=True), {"pool": "gone"}, (server_pb2.DEPLOYMENT_STATE_FAILED, False)),
+    ],
+)
+def test_a_call_waits_for_a_replica_where_the_application_is_in_place(state: PoolState, changes: dict[str, Any], expected: Any) -> None:
+    setting = Setting(FOX)
+    setting.deployments.fresh = False
+    setting.states.found["local"] = state
+    status = setting.pools.status(replace(FOX, **changes))
+    assert (status.state, status.waits) == expected
+
+
+def test_at_zero_a_deployment_that_never_serves_eager_answers_by_an_engine_for_what_the_last_replicas_were() -> None:
+    setting = Setting(FOX)
+    setting.deployments.fresh = False
+    setting.states.found["local"] = PoolState(in_place=True)
+    setting.pools.built = ["artifacts/e"]
+    assert setting.pools.status(replace(FOX, serve_eager=False)).waits
