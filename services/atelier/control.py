@@ -15,6 +15,7 @@ from atelier.jobs.launcher import Launcher, LocalLauncher
 from atelier.jobs.reconciler import Reconciler
 from atelier.jobs.servicer import JobsServicer
 from atelier.jobs.submission import Submission
+from atelier.lease import Lease
 from atelier.parts import Parts, opened
 from atelier.rpc import auth, server
 from atelier.rpc.interceptors import Authorize
@@ -59,10 +60,7 @@ async def control(settings: Settings, services: Sequence[str], *, gpu: str) -> A
             )
         )
         internal_target = f"{settings.internal_host or settings.reached(settings.internal_listen)}:{internal.port}"
-        reconciler = Reconciler(
-            ledger=parts.ledger, launcher=_launcher(parts, tokens, internal_target), services=parts.job_services,
-            max_workers=settings.max_workers,
-        )  # fmt: skip
+        reconciler = _reconciler(parts, tokens, internal_target)
         await stack.enter_async_context(reconciler.running())
         passed = _passed(parts)
         stack.push_async_callback(passed.close)
@@ -107,7 +105,25 @@ def _serving(parts: Parts) -> Serving | None:
     return Serving(given, catalog=parts.catalog, database=parts.database, ledger=parts.ledger, meters=parts.meters)
 
 
-def _launcher(parts: Parts, tokens: JobTokens, internal_target: str) -> Launcher:
+def _reconciler(parts: Parts, tokens: JobTokens, internal_target: str) -> Reconciler:
+    services, settings = parts.job_services, parts.settings
+    if settings.launcher == "local":
+        launcher: Launcher = _local_launcher(parts, tokens, internal_target)
+        return Reconciler(ledger=parts.ledger, launcher=launcher, services=services, max_workers=settings.max_workers)
+    from atelier.kubernetes.launcher import KubernetesLauncher
+    from atelier.kubernetes.objects import core
+
+    api, namespace = core()
+    assert settings.workers_dir is not None
+    launcher = KubernetesLauncher(
+        api, namespace=namespace, manifests=settings.workers_dir, services=services, pools=parts.pools, token_of=tokens.token
+    )
+    # Other processes may run the same services on the same ledger: one of them starts workers.
+    lease = Lease(database=parts.database, name="-".join(["workers", *services]))
+    return Reconciler(ledger=parts.ledger, launcher=launcher, services=services, lease=lease, max_workers=0)
+
+
+def _local_launcher(parts: Parts, tokens: JobTokens, internal_target: str) -> LocalLauncher:
     told = {"ATELIER_ATTEMPTS": internal_target, "ATELIER_PUBLIC_KEY": str(parts.public_key)}
     told |= {"ATELIER_LOG_JSON": "true"} if parts.settings.log_json else {}
     return LocalLauncher(
@@ -155,7 +171,12 @@ def _job_services(parts: Parts, reconciler: Reconciler) -> list[Service]:
 
 
 def _attempts(parts: Parts, tokens: JobTokens) -> Service:
-    servicer = AttemptsServicer(ledger=parts.ledger, catalog=parts.catalog, spool=parts.spool, tokens=tokens)
+    url = parts.catalog.store.url
+    on_this_machine = parts.settings.launcher == "local"
+    servicer = AttemptsServicer(
+        ledger=parts.ledger, catalog=parts.catalog, spool=parts.spool, tokens=tokens,
+        store_url=url if on_this_machine or not url.startswith("file:") else "",
+    )  # fmt: skip
     descriptor = attempt_pb2.DESCRIPTOR.services_by_name["Attempts"]
     return Service(descriptor=descriptor, add=attempt_pb2_grpc.add_AttemptsServicer_to_server, servicer=servicer)
 

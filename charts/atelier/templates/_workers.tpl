@@ -65,6 +65,9 @@ metadata:
     {{- with $workers.kueueQueue }}
     kueue.x-k8s.io/queue-name: {{ . }}
     {{- end }}
+  # With this object the Jobs of a release go; its uid is filled in.
+  ownerReferences:
+    - {apiVersion: v1, kind: ConfigMap, name: {{ include "atelier.fullname" $root }}-workers}
 spec:
   # Attempts are counted in the ledger; a pod that the cluster takes away is none, and is made anew once it has ended.
   backoffLimit: 0

@@ -51,7 +51,9 @@ class JobTokens:
 class AttemptsServicer(attempt_pb2_grpc.AttemptsServicer):
     """Answers the workers of one control process."""
 
-    def __init__(self, *, ledger: JobLedger, catalog: Catalog, spool: Spool, tokens: JobTokens) -> None:
+    def __init__(self, *, ledger: JobLedger, catalog: Catalog, spool: Spool, tokens: JobTokens, store_url: str) -> None:
+        """`store_url` is told to workers, which then read and write the store by themselves; empty where they cannot reach it."""
+        self._store_url = store_url
         self._ledger = ledger
         self._catalog = catalog
         self._spool = spool
@@ -65,7 +67,7 @@ class AttemptsServicer(attempt_pb2_grpc.AttemptsServicer):
         return attempt_pb2.ClaimResponse(
             attempt=job.attempt,
             spec=any_pb2.Any.FromString(job.spec),
-            store_url=self._catalog.store.url,
+            store_url=self._store_url,
             checkpoints=[c.step for c in checkpoints],
             heartbeat_seconds=HEARTBEAT_SECONDS,
         )

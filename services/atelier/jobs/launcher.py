@@ -184,8 +184,10 @@ def describe(code: int) -> End:
     return End(reason=f"the worker was ended by signal {-code}" if code < 0 else f"the worker ended with exit code {code} and no word")
 
 
+def several(module: str, processes: int) -> list[str]:
+    """Arguments of Python that run a module as processes that train together."""
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", module]
+
+
 def _command(module: str, processes: int) -> list[str]:
-    if processes == 1:
-        return [sys.executable, "-m", module]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [sys.executable, *torchrun, "-m", module]
+    return [sys.executable, *(several(module, processes) if processes > 1 else ["-m", module])]

@@ -205,7 +205,7 @@ class Reconciler:
         del self._running[identifier]
 
     async def _over(self, identifier: str, running: _Running, end: End) -> None:
-        """The worker of a job that is over has ended: nothing stays of what was cancelled, and of what failed for no known reason the log."""
+        """The worker of a job that is over has ended: of what was cancelled nothing stays, of an unknown failure the log."""
         name = f"jobs/{identifier}"
         try:
             job = await asyncio.to_thread(self.ledger.get, name)

@@ -95,10 +95,10 @@ def core() -> tuple[client.CoreV1Api, str]:
     settings = client.Configuration()
     try:
         if os.environ.get("KUBECONFIG"):
-            config.load_kube_config(client_configuration=settings)
-            namespace = config.list_kube_config_contexts()[1]["context"].get("namespace", "default")
+            config.load_kube_config(client_configuration=settings)  # type: ignore[no-untyped-call]
+            namespace = config.list_kube_config_contexts()[1]["context"].get("namespace", "default")  # type: ignore[no-untyped-call]
         else:
-            config.load_incluster_config(client_configuration=settings)
+            config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
             namespace = (ACCOUNT / "namespace").read_text().strip()
     except (config.ConfigException, OSError) as error:
         raise failed_precondition("NO_CLUSTER", f"there is no API server to ask, neither from a pod nor by KUBECONFIG: {error}") from None

@@ -43,7 +43,11 @@ def open_installation(folder: Path, *, store_url: str = "") -> Installation:
 @asynccontextmanager
 async def attempts(installation: Installation, folder: Path) -> AsyncIterator[Installation]:
     servicer = AttemptsServicer(
-        ledger=installation.ledger, catalog=installation.catalog, spool=Spool(folder / "spool"), tokens=installation.tokens
+        ledger=installation.ledger,
+        catalog=installation.catalog,
+        spool=Spool(folder / "spool"),
+        tokens=installation.tokens,
+        store_url=installation.catalog.store.url,
     )
     service = server.Service(
         descriptor=attempt_pb2.DESCRIPTOR.services_by_name["Attempts"],
