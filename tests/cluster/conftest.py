@@ -25,8 +25,9 @@ def namespace() -> Iterator[Kubectl]:
 
 @pytest.fixture(scope="session")
 def image_values() -> dict[str, object]:
-    """Where the cluster gets the chart's images from: ATELIER_IMAGE_REGISTRY, else those that were loaded into it."""
-    return {"global": {"imageRegistry": os.environ.get("ATELIER_IMAGE_REGISTRY", "localhost")}}
+    """Where the chart's images are from: the registry in ATELIER_IMAGE_REGISTRY, else `make cluster-images` has brought them in."""
+    registry = os.environ.get("ATELIER_IMAGE_REGISTRY")
+    return {"global": {"imageRegistry": registry}} if registry else {}
 
 
 def _namespace() -> Iterator[Kubectl]:
