@@ -27,6 +27,8 @@ KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL
 """What a worker gets of the environment of its parent, besides `AWS_...`: the store may be an S3, which the worker reads by itself."""
 
 
+LIFELINE = "ATELIER_LIFELINE"
+"""In the environment of a worker that ends when its standard input closes; a pod's is closed from the start."""
 PREEMPTED_EXIT_CODE = 143
 """A worker that was asked to stop and has written its checkpoint."""
 
@@ -120,6 +122,7 @@ class LocalLauncher:
         environment = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith("AWS_")}
         environment |= {
             **self.environment,
+            LIFELINE: "1",
             "ATELIER_JOB": job.name,
             "ATELIER_JOB_TOKEN": self.token_of(job.name),
             "ATELIER_WORKER_DIR": str(self.folder / "work" / job.id),

@@ -22,7 +22,7 @@ from atelier.errors import AtelierError, Status
 from atelier.jobs.attempts_client import AttemptsClient
 from atelier.jobs.context import Cancelled, JobContext, Preempted
 from atelier.jobs.follower import FollowerContext, RecordedContext
-from atelier.jobs.launcher import PREEMPTED_EXIT_CODE
+from atelier.jobs.launcher import LIFELINE, PREEMPTED_EXIT_CODE
 from atelier.jobs.remote_context import RemoteContext
 from atelier.rpc.tls import Tls
 
@@ -35,7 +35,8 @@ Execute = Callable[[Any, JobContext], None]
 def main(execute: Execute) -> None:
     """Runs one attempt of the job that the environment names, then exits. For `__main__.py` of each service."""
     telemetry.log_of_worker(os.environ)
-    _watch_lifeline()
+    if LIFELINE in os.environ:
+        _watch_lifeline()
     preempted = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: preempted.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the parent's to handle
