@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 from typer import rich_utils
 
-from atelier.cli import INTERRUPTED, artifacts, compile, convert, deploy, generate, jobs, train, up
+from atelier.cli import INTERRUPTED, artifacts, compile, convert, deploy, engines, generate, jobs, pools, train, up
 from atelier.cli.failures import dashes, of_system, of_usage, unauthenticated, unexpected
 from atelier.cli.session import Session, session_of
 from atelier.errors import AtelierError, Status
@@ -51,7 +51,8 @@ def build() -> typer.Typer:
     _add(app, "Services", up.up, up.serve, up.migrate)
     app.add_typer(train.app, name="train", rich_help_panel="Models")
     _add(app, "Models", convert.convert, convert.merge, compile.compile)
-    _add(app, "Pictures", deploy.deploy, deploy.undeploy, deploy.deployments, deploy.pools, generate.generate)
+    _add(app, "Pictures", deploy.deploy, deploy.undeploy, deploy.deployments, pools.pools, generate.generate)
+    app.add_typer(engines.app, name="engines", rich_help_panel="Pictures")
     app.add_typer(jobs.app, name="jobs", rich_help_panel="What there is")
     app.add_typer(artifacts.app, name="artifacts", rich_help_panel="What there is")
     app.command()(up.version)

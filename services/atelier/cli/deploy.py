@@ -1,13 +1,14 @@
-"""`atelier deploy`, `undeploy`, `deployments` and `pools`: what is served, and where."""
+"""`atelier deploy`, `undeploy` and `deployments`: what is served."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from atelier.cli.session import session_of
+from atelier.cli.session import Session, session_of
 from atelier.client.client import Client
 from atelier.errors import AtelierError, Status, invalid_field
 from atelier.v1 import server_pb2
@@ -18,7 +19,10 @@ def deploy(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model: path, artifact or tag.")],
     name: Annotated[str, typer.Option("--name", help="Name of the deployment, in lower case letters, digits and dashes.")],
     pool: Annotated[str, typer.Option("--pool", help="Pool that serves it.")] = "",
-    eager: Annotated[bool, typer.Option("--eager/--no-eager", help="Serves eager while there is no engine.")] = True,
+    eager: Annotated[
+        bool | None,
+        typer.Option("--eager/--no-eager", help="Serves eager while there is no engine. Default: as the pool says, or as before."),
+    ] = None,
     compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Asks for an engine where there is none.")] = True,
     max_steps: Annotated[int, typer.Option("--max-steps", help="Most steps a request may ask for.", show_default=False)] = 0,
     max_count: Annotated[int, typer.Option("--max-count", help="Most pictures a request may ask for.", show_default=False)] = 0,
@@ -30,7 +34,7 @@ def deploy(
         wanted = server_pb2.Deployment(
             model=session.sources(client).find(model, field="MODEL").name,
             pool=pool,
-            serve_eager=eager,
+            serve_eager=eager,  # None: left out
             compile=compile,
             max_steps=max_steps,
             max_count=max_count,
@@ -54,7 +58,8 @@ def create_or_update(client: Client, name: str, wanted: server_pb2.Deployment) -
             raise
     if wanted.pool and wanted.pool != (there := client.deployments.get(name).pool):
         raise invalid_field("--pool", f"{name} is on {there} and cannot move: undeploy it first, or choose another name")
-    return client.deployments.update(name, wanted, "model", "serve_eager", "compile", "max_steps", "max_count")
+    eager = ["serve_eager"] if wanted.HasField("serve_eager") else []
+    return client.deployments.update(name, wanted, "model", *eager, "compile", "max_steps", "max_count")
 
 
 def undeploy(context: typer.Context, name: Annotated[str, typer.Argument(metavar="NAME", help="The deployment.")]) -> None:
@@ -73,26 +78,10 @@ def deployments(context: typer.Context) -> None:
     if session.json:
         session.show({"deployments": found})
         return
-    table = _table("NAME", "STATE", "ENGINE", "MODEL", "POOL", "MESSAGE")
+    table = table_of("NAME", "STATE", "ENGINE", "MODEL", "POOL", "MESSAGE")
     for one in found:
         name, model, its_pool = (word.partition("/")[2] for word in (one.name, one.model, one.pool))
         table.add_row(name, state_of(one), engine_of(one), model[:12], its_pool, one.message)
-    session.show_table(table)
-
-
-def pools(context: typer.Context) -> None:
-    """Where it can be served."""
-    session = session_of(context)
-    with session.client() as client:
-        found = client.deployments.pools()
-    if session.json:
-        session.show({"pools": found})
-        return
-    table = _table("NAME", "GPU", "REPLICAS", "PRODUCT", "BACKENDS", "MESSAGE")
-    for pool in found:
-        products = ", ".join(sorted({fingerprint.product for fingerprint in pool.fingerprints}))
-        backends = ", ".join(sorted({f"{name} {version}" for f in pool.fingerprints for name, version in f.backends.items()}))
-        table.add_row(pool.name.partition("/")[2], pool.gpu, str(pool.replicas), products, backends, pool.message)
     session.show_table(table)
 
 
@@ -113,8 +102,14 @@ def line_of(deployment: server_pb2.Deployment) -> str:
     return "  ".join(part for part in parts if part)
 
 
-def _table(*columns: str) -> Table:
+def table_of(*columns: str) -> Table:
+    """An empty table with these headings."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
+
+
+def cell(session: Session, parts: Iterable[str], *, separator: str = ", ") -> str:
+    """Parts in a cell: one below the other for people, one after the other for programs, for which a row is a line."""
+    return ("\n" if session.out.is_terminal else separator).join(parts)

@@ -61,6 +61,10 @@ class DeploymentService:
         """The pools, by name."""
         return tuple(self._calls.unary(self._stub.ListPools, server_pb2.ListPoolsRequest(), idempotent=True).pools)
 
+    def plan_engines(self) -> Sequence[server_pb2.PlannedEngine]:
+        """The engines that the deployments need, by pool and graph: there, being built, or to be built."""
+        return tuple(self._calls.unary(self._stub.PlanEngines, server_pb2.PlanEnginesRequest(), idempotent=True).engines)
+
     def wait(self, name: str, *, timeout_seconds: float = 600.0) -> Iterator[server_pb2.Deployment]:
         """The deployment each time it has changed, until it is READY. Raises FAILED_PRECONDITION when it cannot become so."""
         end, shown = time.monotonic() + timeout_seconds, b""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ WATCH_SECONDS = 120
 """After which they are listed again, whatever was missed."""
 CONNECT_SECONDS, SILENCE_SECONDS = 5, WATCH_SECONDS + 15
 """A connection that ended without a word is noticed after the second."""
+END_SECONDS = 2.0
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 1.0, 30.0
 GONE = 410
 
@@ -63,8 +65,10 @@ class Watched:
             yield
         finally:
             self._stopped.set()
-            self._watch.stop()  # type: ignore[no-untyped-call]
-            thread.join(timeout=CONNECT_SECONDS)
+            end = time.monotonic() + END_SECONDS
+            while thread.is_alive() and time.monotonic() < end:
+                self._watch.stop()  # type: ignore[no-untyped-call]  # again: a watch that is just being opened does not hear of it
+                thread.join(timeout=0.05)
 
     def _work(self) -> None:
         pause = FIRST_PAUSE_SECONDS

@@ -13,7 +13,7 @@ MAX_MESSAGE_BYTES = 16 << 20
 IDEMPOTENT = (
     ("Artifacts", ("QueryUpload", "GetArtifact", "ListArtifacts", "Tag")),
     ("Jobs", ("GetJob", "ListJobs", "CancelJob")),
-    ("Server", ("GetDeployment", "ListDeployments", "ListPools")),
+    ("Server", ("GetDeployment", "ListDeployments", "ListPools", "PlanEngines")),
     # Idempotent by request_id, which the Python client always sends.
     ("Trainer", ("Train", "Promote")),
     ("Converter", ("Convert", "Merge")),

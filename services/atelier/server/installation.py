@@ -61,6 +61,9 @@ class RayElsewhere:
     serve_target: str
     replica_settings: str = REPLICA_SETTINGS
     """Path of a pool's settings on its nodes."""
+    grpc_port: int = SERVE_GRPC_PORT
+    http_port: int = SERVE_HTTP_PORT
+    """What Serve is to open on its nodes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,12 +154,14 @@ class Serving:
             nodes = self._settings.nodes or _pods(self._settings.pools)
             calls = OwnCalls(own, ledger=self._ledger, catalog=self._catalog)
             stack.push_async_callback(calls.close)
+            lease = Lease(database=self._database, name=LEASE) if self._settings.elsewhere else None
             keeper = PoolKeeper(
                 cluster=cluster,
                 applications=[Application(pool=pool, settings_path=path) for pool in self._settings.pools if pool.max_replicas],
                 states=self._states,
                 jobs=self._ledger,
                 nodes=nodes,
+                alone=lambda: lease is None or lease.held,
             )
             self._reconciler = ServeReconciler(
                 keeper=keeper,
@@ -164,7 +169,7 @@ class Serving:
                 pools=self._pools,
                 calls=calls,
                 nodes=nodes,
-                lease=Lease(database=self._database, name=LEASE) if self._settings.elsewhere else None,
+                lease=lease,
             )
             await stack.enter_async_context(self._reconciler.running())
             yield
@@ -202,9 +207,12 @@ class Serving:
 
 
 def _cluster(elsewhere: RayElsewhere) -> RayCluster:
-    token = Tokens(elsewhere.token_file).all[0]
     return RayCluster(
-        dashboard=elsewhere.dashboard.rstrip("/"), token=token, grpc_port=SERVE_GRPC_PORT, http_port=SERVE_HTTP_PORT, host="0.0.0.0"
+        dashboard=elsewhere.dashboard.rstrip("/"),
+        token=Tokens(elsewhere.token_file).all[0],
+        grpc_port=elsewhere.grpc_port,
+        http_port=elsewhere.http_port,
+        host="0.0.0.0",
     )
 
 

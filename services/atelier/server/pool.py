@@ -99,6 +99,8 @@ class Pools:
 
     def is_model(self, digest: str) -> bool:
         """Whether a deployment's artifact is a MODEL already; a SINGLE_FILE is converted first."""
+        if digest in self._graphs:
+            return True
         return self._catalog.get(digest).manifest.kind is Kind.MODEL
 
     def graph(self, model: str) -> str:

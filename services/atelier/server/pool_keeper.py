@@ -55,6 +55,8 @@ class PoolKeeper:
     states: PoolStates
     jobs: Jobs
     nodes: Nodes | None = None
+    alone: Callable[[], bool] = lambda: True
+    """Whether it is the one still: asked before anything is changed, since an answer may have taken long."""
     clock: Callable[[], float] = time.monotonic
     _config: dict[str, Any] | None = None
     _builds: dict[str, int] = field(default_factory=dict)
@@ -124,7 +126,7 @@ class PoolKeeper:
                 del self._failed[name]
                 self._builds[name] = self._builds.get(name, 0) + 1
         config = serve_config(self.cluster, self._schemas())
-        if missing or config != self._config:
+        if (missing or config != self._config) and self.alone():
             self.cluster.put_applications(config)
             self._config = config
 
@@ -135,7 +137,7 @@ class PoolKeeper:
     def _follow(self, pool: Pool, state: ApplicationState | None, *, busy: frozenset[str]) -> None:
         """Lets the nodes follow the replicas, where they are a Deployment's."""
         nodes = self._nodes(pool) if pool.deployment else None
-        if self.nodes is None or nodes is None or self._may_pass(pool.name, state):
+        if self.nodes is None or nodes is None or self._may_pass(pool.name, state) or not self.alone():
             return
         wanted = nodes_wanted(state, nodes, busy=busy, least=pool.min_replicas, most=self._states[pool.name].most)
         last = self._scaled.get(pool.name)

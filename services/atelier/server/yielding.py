@@ -19,8 +19,8 @@ SERVICES = ("trainer", "compiler")
 
 
 def waiting(jobs: Sequence[Job], pool: str) -> list[Job]:
-    """Those of a pool that wait for something, in the order of `jobs`."""
-    return [job for job in jobs if job.pool == pool and job.state is State.PENDING and job.waits_for]
+    """Those of a pool that wait for something, in the order of `jobs`: before they begin, or after a worker was evicted."""
+    return [job for job in jobs if job.pool == pool and job.state is not State.CANCELLING and job.waits_for]
 
 
 def given(pool: Pool, before: PoolState, jobs: Sequence[Job], *, target: int, now: datetime) -> tuple[str, int]:

@@ -88,7 +88,8 @@ def test_batch_sizes_that_are_no_numbers_are_refused(stocked: Shell) -> None:
 def test_deploy_waits_until_it_answers(stocked: Shell) -> None:
     assert stocked("deploy base --name fox") == 0
     request = stocked.fake.requests("CreateDeployment")[0]
-    assert request.deployment_id == "fox" and request.deployment.serve_eager and request.deployment.compile
+    assert request.deployment_id == "fox" and request.deployment.compile
+    assert not request.deployment.HasField("serve_eager"), "the pool says"
     assert stocked.out == "deployments/fox  ready\n"
 
 

@@ -152,6 +152,9 @@ class FakeAtelier(
     async def ListPools(self, request: Any, context: Any) -> Any:
         return self.answer("ListPools", request, server_pb2.ListPoolsResponse)
 
+    async def PlanEngines(self, request: Any, context: Any) -> Any:
+        return self.answer("PlanEngines", request, server_pb2.PlanEnginesResponse)
+
     async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
         async for message in self.stream(self.answer("Generate", request, lambda: self.pictures(request))):
             yield message

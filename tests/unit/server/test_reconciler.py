@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_pools import FOX, MACHINE, FakeDeployments, FakeKeeper, FakePools, FakeStates, engine_job
 
 from atelier.errors import AtelierError, failed_precondition, unavailable
+from atelier.lease import Lease
+from atelier.ledger import Database
+from atelier.migrations import migrate
 from atelier.pools import Pool
 from atelier.server.deployments import Deployment
 from atelier.server.pool_states import PoolState
@@ -171,3 +177,46 @@ def test_at_zero_a_deployment_that_never_serves_eager_answers_by_an_engine_for_w
     setting.states.found["local"] = PoolState(in_place=True)
     setting.pools.built = ["artifacts/e"]
     assert setting.pools.status(replace(FOX, serve_eager=False)).waits
+
+
+class CountingKeeper(FakeKeeper):
+    """Knows how often it was asked to look."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.looks = 0, 0
+
+    def begin(self) -> None:
+        self.begun += 1
+
+    def look(self) -> None:
+        self.looks += 1
+
+    def write(self, problems: Any) -> None:
+        return
+
+
+async def test_of_several_processes_one_looks_after_the_pools_and_another_when_it_ends(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'ledger.db'}")
+    migrate(database)
+    keepers = [CountingKeeper(), CountingKeeper()]
+    processes = []
+    for keeper in keepers:
+        setting = Setting(FOX)
+        setting.reconciler.keeper, setting.reconciler.lease = keeper, Lease(database=database, name="serve", term_seconds=1.0)  # type: ignore[assignment]
+        processes.append(setting.reconciler)
+    async with processes[0].running():
+        await until(lambda: keepers[0].looks > 0)
+        async with processes[1].running():
+            await asyncio.sleep(0.5)
+            assert keepers[1].begun == 0
+    async with processes[1].running():
+        await until(lambda: keepers[1].looks > 0)
+    assert [keeper.begun for keeper in keepers] == [1, 1]
+    database.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
