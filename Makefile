@@ -59,8 +59,8 @@ test-cluster: setup cluster cluster-images ## Runs the tests that need a Kuberne
 cluster: ## Brings up a Kubernetes on this machine, built from source (root), unless KUBECONFIG names one
 	@$(CLUSTER) up
 
-cluster-images: setup ## Builds the images that are stale and brings them into that Kubernetes
-	@$(CLUSTER) images
+cluster-images: setup ## Builds the images that are stale and brings them into that Kubernetes (ONLY=control)
+	@$(CLUSTER) images $(if $(ONLY),--only $(ONLY))
 
 cluster-down: ## Removes that Kubernetes, but not what was built
 	@$(CLUSTER) down

@@ -45,7 +45,8 @@ def main() -> None:
 
 def wheel() -> None:
     """`dist/`: the one wheel that all images install."""
-    shutil.rmtree(ROOT / "dist", ignore_errors=True)
+    for old in (ROOT / "dist").glob("*.whl"):
+        old.unlink()
     shutil.rmtree(ROOT / "build", ignore_errors=True)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", "dist", "."]
     # The same code gives the same wheel, and the builder takes the layer that it has of it.
@@ -92,9 +93,13 @@ def build(tool: str, target: str, arguments: dict[str, str]) -> None:
 
 def bill_of_materials(target: str) -> None:
     """`dist/TARGET.cdx.json`: the Python packages in the image, in CycloneDX's form, as the lock has them."""
-    lock = "images/control.txt" if target == "control" else "images/ml.txt"
-    command = [str(Path(sys.executable).with_name("cyclonedx-py")), "requirements", lock, "--pyproject", "pyproject.toml"]
-    subprocess.run([*command, "-o", f"dist/{target}.cdx.json"], cwd=ROOT, check=True)
+    lock = ROOT / "images" / ("control.txt" if target == "control" else "ml.txt")
+    bill = ROOT / "dist" / f"{target}.cdx.json"
+    newest = max(path.stat().st_mtime for path in (lock, ROOT / "pyproject.toml"))
+    if bill.exists() and bill.stat().st_mtime > newest:
+        return
+    command = [str(Path(sys.executable).with_name("cyclonedx-py")), "requirements", str(lock), "--pyproject", "pyproject.toml"]
+    subprocess.run([*command, "-o", str(bill)], cwd=ROOT, check=True)
 
 
 def _import(tool: str, root: Path) -> None:

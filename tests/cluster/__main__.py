@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 
@@ -24,7 +25,8 @@ def main() -> None:
     verbs.add_parser("up", help="a cluster that answers: that of KUBECONFIG, else one on this machine")
     verbs.add_parser("down", help="removes the cluster of this machine, but not the cache")
     verbs.add_parser("env", help='prints what a shell needs: eval "$(python -m cluster env)"')
-    verbs.add_parser("images", help="builds Atelier's images as far as they are stale, and brings in what is new of them")
+    built = verbs.add_parser("images", help="builds Atelier's images as far as they are stale, and brings in what is new of them")
+    built.add_argument("--only", action="append", choices=delivery.NAMES, help="some of them")
     verbs.add_parser("load", help="imports an image from a docker or OCI archive").add_argument("archive", type=Path)
     asked = parser.parse_args()
     place = default_place()
@@ -38,7 +40,7 @@ def main() -> None:
             theirs = foreign and machine.answering(place, foreign) is not None
             print(_environment(place, foreign if theirs else str(place.kubeconfig)))
         elif asked.verb == "images":
-            _images(place)
+            _images(place, asked.only or ())
         else:
             images.load(place, asked.archive)
     except EXPECTED as error:
@@ -63,13 +65,13 @@ def _up(place: Place) -> None:
         print(f"  {line}")
 
 
-def _images(place: Place) -> None:
+def _images(place: Place, only: Sequence[str]) -> None:
     began = time.monotonic()
     if (foreign := _foreign(place)) and machine.answering(place, foreign) is not None:
         print("KUBECONFIG names another cluster: `make images`, then push them to where it pulls from, or load them with its own tool")
         return
-    new = delivery.bring_in(place)
-    print(f"the cluster has the images of the code as it is ({time.monotonic() - began:.0f} s; {len(new)} new blobs)")
+    new = delivery.bring_in(place, only)
+    print(f"the cluster has the images of the code as it is ({time.monotonic() - began:.0f} s; {new} new layers)")
 
 
 def _foreign(place: Place) -> str:

@@ -1,8 +1,7 @@
 """How Atelier's images get into the cluster: only the layers that it has not, so that a change of code takes seconds.
 
-The builder writes them, uncompressed, into an OCI layout (a folder with an index, and blobs named by their digests) and skips the blobs that
-are there. What containerd lacks of them is piped into it as one archive. A blob that it has taken becomes a hard link to containerd's own
-file, so that the disk holds each layer once as a blob and once unpacked, beside the builder's copy.
+The builder keeps each layer once and can print it again, as the bytes that its digest is of (`containers-storage diff`). What containerd
+lacks is piped into it from there, as one archive that is nowhere on the disk: no registry, no compression, nothing to clean up.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ import json
 import subprocess
 import sys
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 NAMES = ("control", "trainer", "converter", "compiler", "node")
 # What a kubelet makes of the chart's `atelier/control`. Nothing asks that registry: the image is present, and the policy IfNotPresent.
 PREFIX = "docker.io/atelier"
-# Those that write a layout from the outside; docker keeps its images where nobody reaches them in parts.
+# Those that keep their layers where `containers-storage` finds them; docker does not.
 BUILDERS = ("buildah", "podman")
 
 
@@ -32,78 +31,87 @@ class NoImages(Exception):
     """An image could not be built or brought in."""
 
 
-def bring_in(place: Place) -> list[str]:
-    """Builds what is stale of the images and brings them in; the digests that containerd lacked."""
-    if not any(map(tools.program, BUILDERS)):
-        tools.install(["buildah", "debootstrap"])
-    if subprocess.run([sys.executable, "images/build.py"], cwd=ROOT).returncode:
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """An image as the builder has it."""
+
+    name: str
+    """In the cluster."""
+    manifest: bytes
+    configuration: bytes
+    layers: dict[str, str]
+    """Digest of a layer -> its name in the builder's storage."""
+
+    @classmethod
+    def built(cls, name: str) -> Image:
+        """The newest of that name."""
+        local, tag = f"localhost/atelier/{name}", version("atelier")
+        manifest = _storage("get-image-data", f"{local}:{tag}", "manifest")
+        top = json.loads(_storage("image", "--json", f"{local}:{tag}"))[0]["layer"]
+        configuration = _storage("get-image-data", f"{local}:{tag}", json.loads(manifest)["config"]["digest"])
+        return cls(name=f"{PREFIX}/{name}:{tag}", manifest=manifest, configuration=configuration, layers=_chain(top))
+
+    @property
+    def content(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.manifest)
+        return found
+
+
+def bring_in(place: Place, only: Sequence[str] = ()) -> int:
+    """Builds what is stale of the images, all or some, and brings them in; how many layers the cluster lacked."""
+    missing = [] if any(map(tools.program, BUILDERS)) else ["buildah", "debootstrap"]
+    missing += [] if tools.program("containers-storage") else ["containers-storage"]
+    if missing:
+        tools.install(missing)
+    names = [word for name in only for word in ("--only", name)]
+    if subprocess.run([sys.executable, "images/build.py", *names], cwd=ROOT).returncode:
         raise NoImages("`make images` failed; what it said stands above")
-    folder = place.state / "images"
-    write_layout(folder)
-    return deliver(place, folder)
+    return deliver(place, [Image.built(name) for name in only or NAMES])
 
 
-def write_layout(folder: Path) -> None:
-    """Writes the images as they are built now, and removes blobs that were of earlier ones."""
-    builder = next(filter(tools.program, BUILDERS))
-    if (folder / "index.json").exists():  # an image that was built anew would stand there twice
-        (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": []}))
-    for name in NAMES:
-        image = f"localhost/atelier/{name}:{version('atelier')}"
-        words = [builder, "push", "--quiet", "--disable-compression", image, f"oci:{folder}:{name}"]
-        subprocess.run(words, check=True, capture_output=True, text=True)
-    needed = blobs(folder)
-    for path in (folder / "blobs" / "sha256").iterdir():
-        if f"sha256:{path.name}" not in needed:
-            path.unlink()
-
-
-def blobs(folder: Path) -> set[str]:
-    """The digests of all that the images of a layout are made of."""
-    found = set()
-    for entry in _index(folder)["manifests"]:
-        manifest = json.loads(_blob(folder, entry["digest"]).read_text())
-        found |= {entry["digest"], manifest["config"]["digest"], *(layer["digest"] for layer in manifest["layers"])}
-    return found
-
-
-def deliver(place: Place, folder: Path) -> list[str]:
-    """Brings the images of a layout into containerd, under the names that the chart has for them; the digests that it lacked."""
-    there = images.ctr(place, "content", "ls", "--quiet").split()
-    lacking = sorted(blobs(folder) - set(there))
+def deliver(place: Place, built: Sequence[Image]) -> int:
+    """Brings images into containerd; how many layers it lacked."""
+    there = set(images.ctr(place, "content", "ls", "--quiet").split())
+    lacking = {layer["digest"]: layer["size"] for image in built for layer in image.content["layers"] if layer["digest"] not in there}
+    names = {digest: name for image in built for digest, name in image.layers.items()}
     command = images.command(place, "images", "import", "--snapshotter=overlayfs", "-")
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as importing:
         assert importing.stdin
         with tarfile.open(fileobj=importing.stdin, mode="w|") as archive:
-            _add(archive, "oci-layout", (folder / "oci-layout").read_bytes())
-            _add(archive, "index.json", json.dumps(_named(_index(folder))).encode())
-            for digest in lacking:
-                archive.add(_blob(folder, digest), f"blobs/sha256/{digest.removeprefix('sha256:')}")
+            _describe(archive, built)
+            for digest, size in lacking.items():
+                _add_layer(archive, digest, size, names[digest])
         importing.stdin.close()
     if importing.returncode:
         raise NoImages("containerd did not take the images; what it said stands above")
-    _link(place, folder)
     _forget_the_replaced(place)
-    return lacking
+    return len(lacking)
 
 
-def _named(index: Mapping[str, Any]) -> Mapping[str, Any]:
-    """An index with the name of each image in the cluster."""
+def _describe(archive: tarfile.TarFile, built: Sequence[Image]) -> None:
+    """All but the layers, in the form of an OCI layout."""
     entries = []
-    for entry in index["manifests"]:
-        name = f"{PREFIX}/{entry['annotations']['org.opencontainers.image.ref.name']}:{version('atelier')}"
-        entries.append({**entry, "annotations": {"io.containerd.image.name": name}})
-    return {**index, "manifests": entries}
+    for image in built:
+        digest = images.digest(image.manifest)
+        entries.append(
+            {
+                "mediaType": image.content["mediaType"],
+                "digest": digest,
+                "size": len(image.manifest),
+                "annotations": {"io.containerd.image.name": image.name},
+            }
+        )
+        for content in (image.manifest, image.configuration):
+            images.add(archive, _path(images.digest(content)), content)
+    images.add(archive, "oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
+    images.add(archive, "index.json", json.dumps({"schemaVersion": 2, "manifests": entries}).encode())
 
 
-def _link(place: Place, folder: Path) -> None:
-    """Replaces the layout's blobs by containerd's own files, which is one file system with it."""
-    theirs = place.state / "containerd" / "io.containerd.content.v1.content" / "blobs" / "sha256"
-    for path in (folder / "blobs" / "sha256").iterdir():
-        same = theirs / path.name
-        if same.exists() and not same.samefile(path):
-            path.unlink()
-            path.hardlink_to(same)
+def _add_layer(archive: tarfile.TarFile, digest: str, size: int, name: str) -> None:
+    entry = tarfile.TarInfo(_path(digest))
+    entry.size = size
+    with subprocess.Popen(["containers-storage", "diff", "--uncompressed", name], stdout=subprocess.PIPE) as printing:
+        archive.addfile(entry, printing.stdout)
 
 
 def _forget_the_replaced(place: Place) -> None:
@@ -115,16 +123,19 @@ def _forget_the_replaced(place: Place) -> None:
         images.ctr(place, "images", "rm", *replaced)
 
 
-def _index(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "index.json").read_text())
+def _chain(top: str) -> dict[str, str]:
+    """The layers under one, with it, by digest."""
+    known = {layer["id"]: layer for layer in json.loads(_storage("layers", "--json"))}
+    found = {}
+    while top:
+        found[known[top]["diff-digest"]] = top
+        top = known[top].get("parent", "")
     return found
 
 
-def _blob(folder: Path, digest: str) -> Path:
-    return folder / "blobs" / digest.replace(":", "/")
+def _path(digest: str) -> str:
+    return f"blobs/{digest.replace(':', '/')}"
 
 
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.size = len(content)
-    archive.addfile(entry, BytesIO(content))
+def _storage(*words: str) -> bytes:
+    return subprocess.run(["containers-storage", *words], check=True, capture_output=True).stdout

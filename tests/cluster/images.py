@@ -33,25 +33,31 @@ def write_archive(archive: Path, program: Path, image: str) -> None:
     """Writes a docker archive of an image that holds one program, its entrypoint."""
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as files:
-        _add(files, program.name, program.read_bytes(), mode=0o755)
+        add(files, program.name, program.read_bytes(), mode=0o755)
         folder = tarfile.TarInfo("tmp")
         folder.type, folder.mode = tarfile.DIRTYPE, 0o1777
         files.addfile(folder)
-    digest = hashlib.sha256(layer.getvalue()).hexdigest()
+    named = digest(layer.getvalue())
     content = {
         "architecture": "amd64",
         "os": "linux",
         "config": {"Entrypoint": [f"/{program.name}"], "User": "65532:65532", "WorkingDir": "/tmp"},
-        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
+        "rootfs": {"type": "layers", "diff_ids": [named]},
     }
-    manifest = [{"Config": "config.json", "RepoTags": [image], "Layers": [f"{digest}.tar"]}]
+    manifest = [{"Config": "config.json", "RepoTags": [image], "Layers": [f"{named[7:]}.tar"]}]
     with tarfile.open(archive, mode="w") as files:
-        _add(files, f"{digest}.tar", layer.getvalue())
-        _add(files, "config.json", json.dumps(content).encode())
-        _add(files, "manifest.json", json.dumps(manifest).encode())
+        add(files, f"{named[7:]}.tar", layer.getvalue())
+        add(files, "config.json", json.dumps(content).encode())
+        add(files, "manifest.json", json.dumps(manifest).encode())
 
 
-def _add(files: tarfile.TarFile, name: str, content: bytes, mode: int = 0o644) -> None:
+def digest(content: bytes) -> str:
+    """As an image's parts are named."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def add(files: tarfile.TarFile, name: str, content: bytes, mode: int = 0o644) -> None:
+    """Adds a file to an archive."""
     entry = tarfile.TarInfo(name)
     entry.size, entry.mode = len(content), mode
     files.addfile(entry, io.BytesIO(content))
