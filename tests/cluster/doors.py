@@ -36,7 +36,7 @@ def main(target: str, token_file: str, ca_file: str) -> None:
     token = grpc.access_token_call_credentials(Path(token_file).read_text().strip())
     with grpc.secure_channel(target, grpc.composite_channel_credentials(credentials, token)) as channel:
         model = {"pretrained_model_name_or_path": "base", "instance_data_dir": "none", "instance_prompt": "a"}
-        train = trainer_pb2.TrainRequest(method=trainer_pb2.METHOD_LORA, validate_only=True, **model)
+        train = trainer_pb2.TrainRequest(method=trainer_pb2.METHOD_DREAMBOOTH_LORA, validate_only=True, **model)
         print("Trainer", _code(trainer_pb2_grpc.TrainerStub(channel).Train, train))
         print("Converter", _code(converter_pb2_grpc.ConverterStub(channel).Convert, converter_pb2.ConvertRequest(validate_only=True)))
         compile_it = compiler_pb2.CompileRequest(model="base", validate_only=True)
