@@ -45,9 +45,13 @@ class Release:
     def install(self, **more: Any) -> str:
         """`helm upgrade --install` with these values on top; gives the notes."""
         self.values |= more
+        return self.helm("upgrade", "--install", NAME, str(self.chart), "-f", str(self.write()), f"--timeout={INSTALL_SECONDS}s")
+
+    def write(self) -> Path:
+        """The values, in a file."""
         file = self.folder / "values.json"
         file.write_text(json.dumps(self.values))
-        return self.helm("upgrade", "--install", NAME, str(self.chart), "-f", str(file), f"--timeout={INSTALL_SECONDS}s")
+        return file
 
     def uninstall(self) -> str:
         return self.helm("uninstall", NAME, "--wait", f"--timeout={INSTALL_SECONDS}s")
