@@ -17,6 +17,7 @@ import pytest
 
 from atelier.client.client import Client
 from atelier.rpc.tls import Tls
+from cluster.connections import Seen
 from cluster.kubectl import Kubectl
 
 CHART = Path(__file__).parents[2] / "charts" / "atelier"
@@ -32,6 +33,7 @@ class Release:
         self.folder = folder
         self.values = dict(values or {})
         self.chart = CHART
+        self.seen = Seen()
 
     def helm(self, *words: str, ok: bool = True) -> str:
         """What helm prints."""

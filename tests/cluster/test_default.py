@@ -12,7 +12,9 @@ import pytest
 
 from atelier.client.client import Client
 from atelier.v1 import job_pb2
+from cluster.connections import Rule, refused, rules_of, watched
 from cluster.kubectl import Kubectl
+from cluster.place import default_place
 from cluster.release import NAME, Release, until
 from cluster.walk import done, octopus, picture, training, walk
 
@@ -24,12 +26,13 @@ def release(namespace: Kubectl, tmp_path_factory: pytest.TempPathFactory, image_
     """Installed once for all tests of this file, and gone after them."""
     release = Release(namespace, tmp_path_factory.mktemp("release"), values=image_values)
     began = time.monotonic()
-    notes = release.install()
-    assert "port-forward" in notes
-    with release.client() as client:
-        picture(client, "base", patience=240)
-    print(f"\nhelm install to the first picture: {time.monotonic() - began:.0f} s")
-    yield release
+    with watched(namespace, default_place()) as release.seen:
+        notes = release.install()
+        assert "port-forward" in notes
+        with release.client() as client:
+            picture(client, "base", patience=240)
+        print(f"\nhelm install to the first picture: {time.monotonic() - began:.0f} s")
+        yield release
 
 
 @pytest.fixture
@@ -111,6 +114,22 @@ def test_pictures_come_again_when_the_head_of_ray_was_killed(client: Client, rel
     seconds = time.monotonic() - began
     print(f"\nhead killed to pictures: {seconds:.0f} s")
     assert seconds < 90
+
+
+def test_every_connection_that_was_seen_is_allowed_by_a_policy_and_no_rule_is_idle(release: Release) -> None:
+    policies = release.kubectl.get("networkpolicies")["items"]
+    used: set[Rule] = set()
+    assert release.seen.connections and refused(release.seen, policies, used) == []
+    idle = {rule for rule in rules_of(policies) - used if not is_unseen(rule)}
+    assert idle == set()
+
+
+def is_unseen(rule: Rule) -> bool:
+    """What this test cannot see: datagrams (DNS), calls from outside of pods, what lasts for less than a look, and peers of more than one
+    node, of which the pool has none."""
+    short = rule.policy in (f"{NAME}-credentials", f"{NAME}-client") or rule.peer == "worker/converter" or rule.ports == "7890"
+    two_nodes = rule.policy == f"{NAME}-ray-node" and rule.peer == "ray-node"
+    return rule.ports == "53,53" or rule.peer == "anyone" or short or two_nodes
 
 
 def test_uninstall_leaves_what_the_notes_name_and_nothing_else(release: Release, tmp_path: Path) -> None:
