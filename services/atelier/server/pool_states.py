@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from typing import Any
 
@@ -53,7 +53,8 @@ class PoolStates:
         with self._database.transaction() as session:
             row = session.get(PoolStateRow, pool)
             content = dict(row.content) if row is not None else {}
-        return PoolState(**content | {"nodes": tuple(PoolNode(**node) for node in content.get("nodes", ()))})
+        nodes = tuple(PoolNode(**_known(PoolNode, node)) for node in content.get("nodes", ()))
+        return PoolState(**_known(PoolState, content) | {"nodes": nodes})
 
     def put(self, pool: str, state: PoolState) -> None:
         """Keeps how a pool stands now."""
@@ -67,3 +68,8 @@ class PoolStates:
         """Forgets all: what they were of has ended."""
         with self._database.transaction() as session:
             session.execute(delete(PoolStateRow))
+
+
+def _known(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
+    """What this version knows of what another may have written."""
+    return {one.name: content[one.name] for one in fields(kind) if one.name in content}

@@ -37,13 +37,16 @@ class FakeApi:
         with self._changed:
             known = content["metadata"]["name"] in self.objects[kind]
             self.objects[kind][content["metadata"]["name"]] = content
-            self._changes.append((kind, "MODIFIED" if known else "ADDED", content))
-            self._changed.notify_all()
+            self._note(kind, "MODIFIED" if known else "ADDED", content)
 
     def delete(self, kind: str, name: str) -> None:
         with self._changed:
-            self._changes.append((kind, "DELETED", self.objects[kind].pop(name)))
-            self._changed.notify_all()
+            self._note(kind, "DELETED", self.objects[kind].pop(name))
+
+    def _note(self, kind: str, event: str, content: Any) -> None:
+        content["metadata"]["resourceVersion"] = str(len(self._changes) + 1)
+        self._changes.append((kind, event, content))
+        self._changed.notify_all()
 
     def listed(self, kind: str) -> Any:
         with self._changed:

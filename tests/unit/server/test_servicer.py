@@ -14,7 +14,7 @@ from atelier.artifacts.catalog import Catalog
 from atelier.artifacts.manifest import File, Kind, Manifest, hash_file
 from atelier.artifacts.store import Store
 from atelier.errors import AtelierError, Status
-from atelier.ledger import Database
+from atelier.ledger import Database, now
 from atelier.pools import Pool
 from atelier.rpc import auth, server
 from atelier.rpc.channel import aio_channel
@@ -23,7 +23,7 @@ from atelier.server.deployments import DeploymentLedger
 from atelier.server.messages import fingerprint_to_message
 from atelier.server.nodes import PoolNode
 from atelier.server.pool import Pools
-from atelier.server.pool_states import PoolState, PoolStates
+from atelier.server.pool_states import PoolState, PoolStateRow, PoolStates
 from atelier.server.servicer import ServerServicer
 from atelier.v1 import replica_pb2, server_pb2, server_pb2_grpc
 
@@ -144,6 +144,13 @@ def test_states_are_kept_for_all_processes_until_they_are_forgotten(database: Da
     assert PoolStates(database).get("slow") == PoolState()
     PoolStates(database).forget()
     assert PoolStates(database).get("fast") == PoolState()
+
+
+def test_a_state_that_a_newer_version_has_written_is_read(database: Database) -> None:
+    content = {"target": 3, "colour": "red", "nodes": [{"name": "a", "weight": 7}]}
+    with database.transaction() as session:
+        session.add(PoolStateRow(pool="fast", content=content, time=now()))
+    assert PoolStates(database).get("fast") == PoolState(target=3, nodes=(PoolNode(name="a"),))
 
 
 def test_the_last_reports_of_a_pool_are_those_of_replicas_that_were_there_together(database: Database) -> None:
