@@ -93,12 +93,18 @@
 {{- end }}
 {{- end -}}
 
-{{/* What issues a certificate for the address that this pod has; it alone sees the authority's key. */}}
+{{/* What issues a certificate for the address that this pod has; it alone sees the authority's key. (dict "root" $ "names" list): further
+     names that the pod is reached at. */}}
 {{- define "atelier.rayCertificate" -}}
-{{- if .Values.ray.tls -}}
+{{- if .root.Values.ray.tls -}}
 - name: certificate
-  {{- include "atelier.containerBase" (dict "root" . "image" "control") | nindent 2 }}
+  {{- include "atelier.containerBase" (dict "root" .root "image" "control") | nindent 2 }}
   command: [python, -m, atelier.kubernetes.ray_certificate]
+  args:
+    - --host=$(POD_IP)
+    {{- range .names }}
+    - --host={{ . }}
+    {{- end }}
   env:
     - name: POD_IP
       valueFrom:
@@ -110,4 +116,15 @@
     - {name: ray-ca, mountPath: /etc/atelier/ray-ca, readOnly: true}
     - {name: ray-tls, mountPath: /etc/atelier/ray-tls}
 {{- end -}}
+{{- end -}}
+
+{{/* Names of the head, as a JSON list: its Service, and the one that KubeRay makes for what it adds to pods itself. */}}
+{{- define "atelier.rayHeadNames" -}}
+{{- $name := include "atelier.fullname" . -}}
+{{- $found := list -}}
+{{- range ternary (list (printf "%s-ray-head" $name) (printf "%s-head-svc" $name)) (list (printf "%s-ray-head" $name)) (eq .Values.ray.operator "kuberay") -}}
+{{- $inside := printf "%s.%s.svc" . $.Release.Namespace -}}
+{{- $found = concat $found (list . $inside (printf "%s.%s" $inside $.Values.clusterDomain)) -}}
+{{- end -}}
+{{- toJson $found -}}
 {{- end -}}

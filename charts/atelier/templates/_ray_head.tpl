@@ -57,7 +57,7 @@ spec:
   {{- include "atelier.pod" (dict
     "root" . "given" .Values.ray.head "component" "ray-head" "account" (printf "%s-ray-head" (include "atelier.fullname" .))
     "token" (eq .Values.ray.operator "kuberay") "graceSeconds" 30
-    "initContainers" (include "atelier.rayCertificate" .)
+    "initContainers" (include "atelier.rayCertificate" (dict "root" . "names" (include "atelier.rayHeadNames" . | fromJsonArray)))
     "containers" (include "atelier.rayHeadContainer" .)
     "volumes" (include "atelier.rayVolumes" .)
   ) | nindent 2 }}

@@ -98,7 +98,7 @@ metadata:
     {{- include "atelier.podLabels" (dict "root" $root "component" "ray-node" "labels" (merge $labels $nodes.podLabels)) | nindent 4 }}
   {{- include "atelier.podAnnotations" (dict "own" (dict "checksum/replica" (include "atelier.replica" . | sha256sum)) "given" $nodes) | nindent 2 }}
 spec:
-  {{- $first := compact (list (include "atelier.rayCertificate" $root) (include "atelier.rayWait" .)) }}
+  {{- $first := compact (list (include "atelier.rayCertificate" (dict "root" $root "names" list)) (include "atelier.rayWait" .)) }}
   {{- include "atelier.pod" (dict
     "root" $root "given" (merge $own $nodes) "component" "ray-node" "account" (printf "%s-ray-node" (include "atelier.fullname" $root))
     "graceSeconds" $nodes.terminationGracePeriodSeconds
