@@ -19,7 +19,7 @@ PART = uv pip compile pyproject.toml --extra $(1) -c constraints.txt --generate-
 ASYNC := $(addprefix --no-emit-package ,aiohappyeyeballs aiohttp aiohttp-retry aiosignal attrs frozenlist multidict propcache yarl)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu test-readers test-cluster cluster cluster-images cluster-down check protos bench images lock
+.PHONY: help setup demo test test-slow test-gpu test-readers test-cluster cluster cluster-images cluster-down check protos bench images chart lock
 
 help: ## Shows this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -66,14 +66,15 @@ cluster-down: ## Removes that Kubernetes, but not what was built
 	@$(CLUSTER) down
 
 check: setup ## ruff, mypy, hadolint, import contracts, buf lint and breaking, generated code without drift
-	$(RUN) ruff check services tests images
-	$(RUN) ruff format --check services tests images
+	$(RUN) ruff check services tests images charts
+	$(RUN) ruff format --check services tests images charts
 	$(RUN) hadolint images/Dockerfile
 	$(RUN) mypy
 	$(RUN) lint-imports
 	$(RUN) buf lint protos
 	$(RUN) buf breaking protos --against protos/released.binpb
 	$(RUN) python protos/generate.py --check
+	$(RUN) python charts/generate_readme.py --check
 
 protos: setup ## Generates services/atelier/v1 from protos/
 	$(RUN) buf lint protos
@@ -84,6 +85,12 @@ bench: setup ## Measures against the peers in one run, writes docs/benchmarks.md
 
 images: setup ## Builds the container images with buildah, podman or docker (BASE, TORCH=cpu, TENSORRT=1, ONLY=control)
 	$(RUN) python images/build.py $(if $(ONLY),--only $(ONLY))
+
+chart: setup ## Writes the chart's README from its values, tests the chart, and packages it into dist/
+	$(RUN) python charts/generate_readme.py
+	$(RUN) python -m pytest -q tests/chart
+	mkdir -p dist
+	$$(PYTHONPATH=tests $(BIN)/python -c "from chart import helm; print(helm.program(4))") package charts/atelier -d dist
 
 lock: ## Resolves pyproject.toml into constraints.txt, and parts of it for the images (needs uv)
 	uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11 -U -o constraints.txt

@@ -91,7 +91,9 @@ class Release:
             with urllib.request.urlopen(request, timeout=30) as response:
                 found = json.load(response)["applications"]
         return {
-            pool: {replica["node_ip"] for one in application["deployments"].values() for replica in one["replicas"] if replica["node_ip"]}
+            pool: {
+                replica["node_ip"] for one in application["deployments"].values() for replica in one["replicas"] if replica.get("node_ip")
+            }
             for pool, application in found.items()
         }
 

@@ -57,7 +57,7 @@ def client(release: Release) -> Iterator[Client]:
 
 def nodes(release: Release, pool: str) -> list[dict[str, Any]]:
     """The pods of a pool's Ray nodes."""
-    found = release.kubectl.get("pods", "-l", f"atelier.dev/pool={pool}")["items"]
+    found = release.kubectl.get("pods", "-l", f"atelier.dev/pool={pool},app.kubernetes.io/component=ray-node")["items"]
     return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
 
@@ -83,7 +83,7 @@ def test_a_pool_grows_under_load_and_shrinks_again_without_a_failed_call(client:
 def test_the_first_call_brings_a_pool_back_from_zero(client: Client, release: Release) -> None:
     until(lambda: not nodes(release, "idle"), seconds=180, release=release)
     began = time.monotonic()
-    picture(client, "idle", patience=0)
+    picture(client, "idle", patience=0, deadline=180)
     print(f"\n0 -> 1: picture after {time.monotonic() - began:.0f} s")
     assert len(nodes(release, "idle")) == 1
 

@@ -18,13 +18,13 @@ from atelier.v1 import compiler_pb2, converter_pb2, image_pb2, job_pb2, server_p
 from cluster.release import Release
 
 
-def picture(client: Client, deployment: str, *, patience: float = 60, prompt: str = "a fox emoji", steps: int = 4) -> Image.Image:
-    """A picture, as soon as there is one."""
+def picture(client: Client, deployment: str, *, patience: float = 60, prompt: str = "a fox emoji", deadline: float = 60) -> Image.Image:
+    """A picture, as soon as there is one; `deadline` is that of a call, `patience` how long calls are made again."""
     end = time.monotonic() + patience
     while True:
         try:
-            request = image_pb2.GenerateRequest(deployment=deployment, prompt=prompt, steps=steps, seed=1)
-            (made,) = [part for part in client.generate(request, timeout_seconds=60) if isinstance(part, image_pb2.GeneratedImage)]
+            request = image_pb2.GenerateRequest(deployment=deployment, prompt=prompt, steps=4, seed=1)
+            (made,) = [part for part in client.generate(request, timeout_seconds=deadline) if isinstance(part, image_pb2.GeneratedImage)]
             return Image.open(io.BytesIO(made.png))
         except Exception:
             if time.monotonic() > end:

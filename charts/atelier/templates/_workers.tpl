@@ -67,7 +67,7 @@ metadata:
     {{- end }}
   # With this object the Jobs of a release go; its uid is filled in.
   ownerReferences:
-    - {apiVersion: v1, kind: ConfigMap, name: {{ include "atelier.fullname" $root }}-workers}
+    - {apiVersion: v1, kind: ConfigMap, name: {{ include "atelier.fullname" $root }}-workers, uid: ""}
 spec:
   # Attempts are counted in the ledger; a pod that the cluster takes away is none, and is made anew once it has ended.
   backoffLimit: 0
