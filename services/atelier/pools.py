@@ -35,6 +35,8 @@ class Pool(BaseModel):
     node_selector: Mapping[str, str] = Field(default_factory=dict)
     resources: Mapping[str, Any] = Field(default_factory=dict)
     tolerations: tuple[Mapping[str, Any], ...] = ()
+    resource_claims: tuple[Mapping[str, Any], ...] = ()
+    """Devices by dynamic resource allocation, instead of `resource_name`."""
     target_ongoing_requests: float = Field(default=8, gt=0)
     """Requests at a replica above which another one is wanted."""
     upscale_delay_seconds: float = Field(default=10, ge=0)

@@ -8,7 +8,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Every pool with what its values leave out, as a JSON list: as pools.json, and some keys for the chart alone (chart...). */}}
+{{/* Every pool with what its values leave out, as a JSON list. */}}
 {{- define "atelier.wholePools" -}}
 {{- $name := include "atelier.fullname" . -}}
 {{- $pools := list -}}
@@ -53,9 +53,7 @@
 
 {{/* pools.json, as the services read it. */}}
 {{- define "atelier.pools" -}}
-{{- $pools := list -}}
-{{- range include "atelier.wholePools" . | fromJsonArray -}}{{- $pools = append $pools (omit . "resourceClaims") -}}{{- end -}}
-{{- toPrettyJson $pools -}}
+{{- include "atelier.wholePools" . | fromJsonArray | toPrettyJson -}}
 {{- end -}}
 
 {{/* What a replica is told: (dict "root" $ "pool" {...}). No secret stands in it. */}}

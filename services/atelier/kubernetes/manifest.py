@@ -66,8 +66,11 @@ def _place(spec: dict[str, Any], container: dict[str, Any], pool: Pool, *, devic
     selector = {**pool.node_selector, **({PRODUCT: pool.gpu} if pool.gpu else {})}
     spec["nodeSelector"] = {**spec.get("nodeSelector", {}), **selector}
     spec["tolerations"] = [*spec.get("tolerations", ()), *pool.tolerations]
-    if devices:
-        resources = container.setdefault("resources", {})
+    resources = container.setdefault("resources", {})
+    if pool.resource_claims:
+        spec["resourceClaims"] = [*spec.get("resourceClaims", ()), *pool.resource_claims]
+        resources["claims"] = [*resources.get("claims", ()), *({"name": claim["name"]} for claim in pool.resource_claims)]
+    elif devices:
         for kind in ("requests", "limits"):
             resources[kind] = {**resources.get(kind, {}), pool.resource_name: str(devices)}
 

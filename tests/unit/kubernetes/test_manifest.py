@@ -75,6 +75,14 @@ def test_a_slice_of_a_gpu_is_asked_for_by_its_resource() -> None:
     assert made["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/mig-1g.10gb"] == "1"
 
 
+def test_a_device_may_be_claimed_instead() -> None:
+    claim = {"name": "gpu", "resourceClaimTemplateName": "a10"}
+    made = filled(MANIFEST, a_job(), token="t", pool=Pool(name="a10", gpu="NVIDIA-A10", resource_claims=(claim,)), owner_uid="u")
+    spec = made["spec"]["template"]["spec"]
+    assert spec["resourceClaims"] == [claim]
+    assert spec["containers"][0]["resources"] == {"limits": {"memory": "6Gi"}, "claims": [{"name": "gpu"}]}
+
+
 def test_a_cpu_pools_job_asks_for_no_device() -> None:
     made = filled(MANIFEST, a_job(), token="t", pool=Pool(name="cpu"), owner_uid="u")
     spec = made["spec"]["template"]["spec"]
