@@ -121,6 +121,11 @@ def values_of(name: str) -> dict[str, Any]:
     return yaml.safe_load((CHART / "ci" / f"{name}-values.yaml").read_text()) or {}
 
 
+def rendered_from(chart: Path, values: Path) -> Rendered:
+    """What another chart, or a package of one, renders."""
+    return _rendered(str(values), 4, str(chart))
+
+
 def render(values: Mapping[str, Any] | None = None, *, version: int = 4) -> Rendered:
     """Other values. Raises Refused."""
     return Rendered(_parsed(text(values, version=version)))
@@ -135,12 +140,12 @@ def text(values: Mapping[str, Any] | None = None, *, version: int = 4, words: tu
 
 
 @cache
-def _rendered(values: str, version: int) -> Rendered:
-    return Rendered(_parsed(_template(values, version, ())))
+def _rendered(values: str, version: int, chart: str = str(CHART)) -> Rendered:
+    return Rendered(_parsed(_template(values, version, (), chart)))
 
 
-def _template(values: str, version: int, words: tuple[str, ...]) -> str:
-    command = [helm.program(version), "template", "atelier", str(CHART), "--namespace", NAMESPACE, "--values", values, *words]
+def _template(values: str, version: int, words: tuple[str, ...], chart: str = str(CHART)) -> str:
+    command = [helm.program(version), "template", "atelier", chart, "--namespace", NAMESPACE, "--values", values, *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Refused(done.stderr)

@@ -20,9 +20,9 @@ class Kubectl:
     def command(self, *words: str) -> list[str]:
         return ["kubectl", "--namespace", self.namespace, *words]
 
-    def __call__(self, *words: str, ok: bool = True) -> str:
+    def __call__(self, *words: str, ok: bool = True, seconds: float = 120) -> str:
         """What it prints; both streams, and no failure, where a failure is expected."""
-        done = subprocess.run(self.command(*words), capture_output=True, text=True, timeout=120)
+        done = subprocess.run(self.command(*words), capture_output=True, text=True, timeout=seconds)
         if ok and done.returncode:
             pytest.fail(f"kubectl {' '.join(words)}: {done.stderr}\n{self._events()}")
         return done.stdout if ok else done.stdout + done.stderr

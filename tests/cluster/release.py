@@ -55,6 +55,11 @@ class Release:
         file.write_text(json.dumps(self.values))
         return file
 
+    def rolled_out(self, *components: str) -> None:
+        """Waits until the pods of these are all of the newest kind, and ready."""
+        for component in components:
+            self.kubectl("rollout", "status", f"deployment/{NAME}-{component}", "--timeout=240s", seconds=300)
+
     def uninstall(self) -> str:
         return self.helm("uninstall", NAME, "--wait", f"--timeout={INSTALL_SECONDS}s")
 
@@ -91,9 +96,7 @@ class Release:
             with urllib.request.urlopen(request, timeout=30) as response:
                 found = json.load(response)["applications"]
         return {
-            pool: {
-                replica["node_ip"] for one in application["deployments"].values() for replica in one["replicas"] if replica.get("node_ip")
-            }
+            pool: {replica.get("node_ip") for one in application["deployments"].values() for replica in one["replicas"]} - {None}
             for pool, application in found.items()
         }
 

@@ -89,7 +89,7 @@ def test_a_job_outlives_the_control_pod(client: Client, release: Release, pictur
     until(lambda: client.jobs.get(job.name).progress.step >= 2, seconds=240, release=release)
     (before,) = release.kubectl.get("pods", "-l", selector)["items"]
     release.kubectl("rollout", "restart", f"deployment/{NAME}-control")
-    release.kubectl("rollout", "status", f"deployment/{NAME}-control", "--timeout=120s")
+    release.rolled_out("control")
     with release.client() as again:
         assert again.jobs.wait(job.name).attempts == 1
     (after,) = release.kubectl.get("pods", "-l", selector)["items"]

@@ -56,11 +56,22 @@ def test_no_call_fails_while_the_release_is_upgraded(release: Release, outside: 
     with steadily(outside, "base") as told:
         time.sleep(5)
         release.install(control={"podAnnotations": {"changed": str(time.time())}})
-        for service in ("server", "trainer", "converter", "compiler"):
-            release.kubectl("rollout", "status", f"deployment/{NAME}-{service}", "--timeout=240s")
+        release.rolled_out("server", "trainer", "converter", "compiler")
         time.sleep(10)
     print(f"\nupgrade: {told.pictures} pictures, longest gap {told.gap_seconds:.1f} s")
     assert not told.failures and told.pictures >= 15, told
+
+
+def test_no_call_fails_while_the_release_is_rolled_back(release: Release, outside: Client) -> None:
+    release.install(control={"podAnnotations": {"changed": str(time.time())}})
+    release.rolled_out("server", "trainer", "converter", "compiler")
+    with steadily(outside, "base") as told:
+        time.sleep(3)
+        release.helm("rollback", NAME, "--wait", "--timeout=240s")
+        release.rolled_out("server", "trainer", "converter", "compiler")
+        time.sleep(5)
+    print(f"\nrollback: {told.pictures} pictures, longest gap {told.gap_seconds:.1f} s")
+    assert not told.failures and told.pictures >= 10, told
 
 
 def test_no_call_fails_while_a_node_is_evicted(release: Release, outside: Client) -> None:

@@ -112,7 +112,7 @@ def test_no_replica_starts_on_a_node_of_a_foreign_product(client: Client, releas
 
 def test_gpu_pools_land_on_nodes_of_their_product_and_what_waits_says_why(client: Client, release: Release, tmp_path: Any) -> None:
     release.install(pools=[*CPU_POOLS, *GPU_POOLS])
-    release.kubectl("rollout", "status", f"deployment/{NAME}-control", "--timeout=180s")
+    release.rolled_out("control")
     for pool, places in (("a10", {"a10-0", "a10-1"}), ("h100", {"h100-0"})):
         until(lambda pool=pool: any(p["spec"].get("nodeName") for p in nodes(release, pool)), seconds=90, release=release)  # type: ignore[misc]
         assert {pod["spec"]["nodeName"] for pod in nodes(release, pool)} <= places

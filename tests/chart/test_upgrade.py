@@ -1,0 +1,48 @@
+"""From the released package to the chart as it is: nothing changes that Kubernetes refuses to change, and nothing is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chart.rendering import CHART, PROFILES, Rendered, profile, rendered_from
+
+RELEASED = Path(__file__).with_name("released")
+PACKAGES = sorted(RELEASED.glob("atelier-*.tgz"))
+
+
+def immutable(one: dict[str, Any]) -> Any:
+    """What an object of a kind can never change."""
+    spec = one.get("spec", {})
+    return {
+        "Deployment": lambda: spec["selector"],
+        "PersistentVolumeClaim": lambda: {key: spec.get(key) for key in ("accessModes", "storageClassName", "volumeMode")},
+        "Service": lambda: spec.get("clusterIP"),
+        "RoleBinding": lambda: one["roleRef"],
+    }.get(one["kind"], lambda: None)()
+
+
+def by_name(rendered: Rendered) -> dict[tuple[str, str], Any]:
+    return {(one["kind"], one["metadata"]["name"]): immutable(one) for one in rendered.objects}
+
+
+def test_there_is_a_released_package() -> None:
+    assert PACKAGES
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("name", PROFILES)
+def test_an_upgrade_changes_nothing_that_cannot_be_changed(name: str, package: Path) -> None:
+    before, now = by_name(rendered_from(package, CHART / "ci" / f"{name}-values.yaml")), by_name(profile(name))
+    changed = {key for key in before.keys() & now.keys() if before[key] != now[key]}
+    assert not changed
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("name", PROFILES)
+def test_an_upgrade_keeps_the_volume_and_the_address(name: str, package: Path) -> None:
+    before, now = by_name(rendered_from(package, CHART / "ci" / f"{name}-values.yaml")), by_name(profile(name))
+    kept = {key for key in before if key[0] in ("PersistentVolumeClaim", "Service", "ServiceAccount")}
+    assert kept <= set(now)
