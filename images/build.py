@@ -37,6 +37,8 @@ def main() -> None:
         "TORCH": "cuda" if given.torch == "default" else given.torch,
         "TENSORRT": given.tensorrt,
     }
+    # The package's stage has a name too, so that it goes when the next one comes.
+    build(tool, "package", arguments)
     for target in given.only or TARGETS:
         say(f"== {target}")
         build(tool, target, arguments)
@@ -75,10 +77,12 @@ def base(tool: str) -> str:
 
 
 def build(tool: str, target: str, arguments: dict[str, str]) -> None:
-    """One target. Where a company signs what its network hands out, `SSL_CERT_FILE` names the authorities for the time of the build."""
+    """One target, instead of the one that had its name. Where a company signs what its network hands out, `SSL_CERT_FILE` names the authorities for the time of the build."""
     revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     labels = {"version": version("atelier"), "revision": revision or "unknown"}
-    command = [tool, "build", "--target", target, "-t", f"atelier/{target}:{labels['version']}", "-f", "images/Dockerfile"]
+    name = f"atelier/{target}:{labels['version']}"
+    replaced = _id(tool, name)
+    command = [tool, "build", "--target", target, "-t", name, "-f", "images/Dockerfile"]
     # Not in the Dockerfile: there each commit would begin the layers below anew.
     command += [word for name, value in labels.items() for word in ("--label", f"org.opencontainers.image.{name}={value}")]
     if tool != "docker":
@@ -86,9 +90,11 @@ def build(tool: str, target: str, arguments: dict[str, str]) -> None:
         authorities = os.environ.get("SSL_CERT_FILE")
         if authorities:
             command += ["--volume", f"{authorities}:{AUTHORITIES}:ro", "--build-arg", f"PIP_CERT={AUTHORITIES}"]
-    for name, value in arguments.items():
-        command += ["--build-arg", f"{name}={value}"]
+    for argument, value in arguments.items():
+        command += ["--build-arg", f"{argument}={value}"]
     subprocess.run([*command, "."], cwd=ROOT, check=True)
+    if replaced and replaced != _id(tool, name):
+        _quiet([tool, "rmi", replaced])
 
 
 def bill_of_materials(target: str) -> None:
@@ -116,6 +122,11 @@ def say(line: str) -> None:
     """A line of progress."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
+
+
+def _id(tool: str, image: str) -> str:
+    asked = subprocess.run([tool, "images", "-q", "--no-trunc", image], capture_output=True, text=True, check=False)
+    return asked.stdout.strip().removeprefix("sha256:")
 
 
 def _quiet(command: list[str]) -> bool:
