@@ -77,7 +77,10 @@ def base(tool: str) -> str:
 
 
 def build(tool: str, target: str, arguments: dict[str, str]) -> None:
-    """One target, instead of the one that had its name. Where a company signs what its network hands out, `SSL_CERT_FILE` names the authorities for the time of the build."""
+    """One target, instead of what had its name.
+
+    Where a company signs what its network hands out, `SSL_CERT_FILE` names the authorities for the time of the build.
+    """
     revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     labels = {"version": version("atelier"), "revision": revision or "unknown"}
     name = f"atelier/{target}:{labels['version']}"
