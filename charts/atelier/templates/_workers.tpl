@@ -13,6 +13,10 @@
   value: /tmp/work
 - name: ATELIER_LOG_JSON
   value: "true"
+# Threads of PyTorch, which would take all cores of the node: the CPU limit, or what the node has.
+- name: OMP_NUM_THREADS
+  valueFrom:
+    resourceFieldRef: {containerName: worker, resource: limits.cpu, divisor: "1"}
 - name: HF_HUB_OFFLINE
   value: "1"
 - name: TOKENIZERS_PARALLELISM

@@ -36,12 +36,14 @@ def test_what_an_image_installs_is_a_part_of_the_lock_with_its_hashes(name: str)
 def test_the_control_image_has_neither_torch_nor_ray() -> None:
     assert not {"torch", "ray", "diffusers", "transformers", "openvino", "numpy"} & pins(ROOT / "images" / "control.txt").keys()
     stage = DOCKERFILE[DOCKERFILE.index(" AS control\n") :].split("\nFROM ")[0]
-    assert "ml" not in ancestors("control") and set(re.findall(r"--from=(\S+)", stage)) == {"slim", "build-control"}
+    assert "ml" not in ancestors("control") and set(re.findall(r"--from=(\S+)", stage)) == {"slim", "build-control", "package"}
 
 
 def test_workers_and_nodes_stand_on_one_layer() -> None:
     assert all("ml" in ancestors(target) for target in TARGETS if target != "control")
-    assert DOCKERFILE.count("COPY --from=build-ml") == 1
+    # The package lies on top of it, so that another code leaves it as it is.
+    assert DOCKERFILE[DOCKERFILE.index(" AS ml\n") :].split("\nFROM ")[0].count("package") == 0
+    assert DOCKERFILE.count("COPY --from=package /package /") == 3
     # A compiler for those who compile, and for nobody else.
     assert {target for target in TARGETS if "tools" in ancestors(target)} == {"trainer", "compiler"}
 
