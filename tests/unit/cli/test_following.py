@@ -89,6 +89,15 @@ def test_the_result_of_a_merge_is_written_as_the_file_that_was_named(shell: Shel
     assert (shell.folder / "folder" / "lora-model.safetensors").is_file()
 
 
+@pytest.mark.parametrize(("server", "output", "said"), [(False, "engine", True), (False, "torchscript", False), (True, "engine", False)])
+def test_an_engine_built_without_a_server_says_that_it_is_for_local_use(shell: Shell, server: bool, output: str, said: bool) -> None:
+    shell.installation.up_runs = server
+    made = job_pb2.JobOutput(role="engine", artifact=stored(shell))
+    shell.fake.answers["WatchJob"] = [[ended(outputs=[made])]]
+    assert shell(f"compile base --output {output} -o {shell.folder}/engine") == 0
+    assert (f"for local use: it is signed with the key of {shell.folder}/data," in shell.err) is said
+
+
 def test_ctrl_c_with_a_server_detaches_and_says_how_to_come_back(shell: Shell) -> None:
     shell.interrupt_at = 1
     shell.fake.answers["WatchJob"] = [[progress(1, 5), progress(2, 6), ended()]]
