@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,16 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from atelier.jobs.job import Job, State
-from atelier.jobs.launcher import End, NotNow, Sight
+from atelier.jobs.launcher import NotNow, Sight
 from atelier.kubernetes.manifest import CONTAINER, INSTANCE, JOB, SERVICE, filled, job_name, pool_of, read_manifests
-from atelier.kubernetes.watching import Watched, told
-from atelier.kubernetes.worker_pods import OF_JOB, end_of, lines_of, sight_of
+from atelier.kubernetes.watching import told
+from atelier.kubernetes.worker_jobs import WorkerJobs
+from atelier.kubernetes.worker_pods import end_of, left_of, lines_of, sight_of
 from atelier.pools import Pool
 
 logger = logging.getLogger("atelier.jobs")
 
 TIMEOUT_SECONDS = 10
-SEEN_SECONDS = 30.0
-"""After which a Job that was made and has not been seen is gone."""
 TAIL_LINES = 20
 
 
@@ -46,66 +44,52 @@ class KubernetesLauncher:
         self._manifests = read_manifests(manifests, services)
         self._pools = {pool.name: pool for pool in pools}
         self._token_of = token_of
-        self._jobs: Watched | None = None
-        self._pods: Watched | None = None
-        self._events: Watched | None = None
+        self._seen: WorkerJobs | None = None
 
     @contextmanager
     def watching(self, services: Sequence[str]) -> Iterator[None]:
         """See Launcher."""
         instances = {manifest["metadata"]["labels"][INSTANCE] for manifest in self._manifests.values()}
         selector = f"{INSTANCE} in ({', '.join(sorted(instances))}), {SERVICE} in ({', '.join(services)}), {JOB}"
-        self._jobs = Watched(self._batch.list_namespaced_job, namespace=self._namespace, label_selector=selector)
-        self._pods = Watched(self._core.list_namespaced_pod, namespace=self._namespace, label_selector=selector)
-        self._events = Watched(self._core.list_namespaced_event, namespace=self._namespace, field_selector="type=Warning")
-        with self._jobs.running(), self._pods.running(), self._events.running():
+        self._seen = WorkerJobs(self._core, namespace=self._namespace, selector=selector)
+        with self._seen.running():
             yield
 
     def adopt(self, jobs: Sequence[Job]) -> Mapping[str, KubernetesWorker]:
-        """See Launcher. A Job that has ended is its job's worker until that was seen: a job that waits has its next attempt before it."""
+        """See Launcher. From here on workers are seen as they are now.
+
+        A Job that has ended is its job's worker until that was seen. What is being removed, such as from a node that does not answer, is
+        nobody's once its job waits for another.
+        """
         there: dict[str, list[Any]] = {}
-        for each in sorted(self._seen(), key=lambda one: int(one.metadata.name.rpartition("-")[2])):
+        for each in sorted(self._watched().refresh().jobs.values(), key=_attempt):
             there.setdefault(each.metadata.labels[JOB], []).append(each)
         known = {job.id: job for job in jobs}
         found = {}
         for identifier, own in there.items():
-            last = next((one for one in reversed(own) if end_of(one, ()) is None), own[-1])
-            if self._is_worker_of(last, known.get(identifier)):
-                found[identifier] = self._worker(last.metadata.name)
+            name = _worker_of(known[identifier], own) if identifier in known else _left_over(own)
+            if name:
+                found[identifier] = self._worker(name)
         return found
 
     def start(self, job: Job) -> KubernetesWorker:
         """See Launcher."""
-        self._seen()  # before the first list one might be started twice
+        self._watched()
         manifest = self._manifests[job.service]
         body: Any = filled(
             manifest, job, token=self._token_of(job.name), pool=pool_of(job, self._pools), owner_uid=self._owner_uid(manifest)
         )  # fmt: skip
         try:
-            self._batch.create_namespaced_job(self._namespace, body, _request_timeout=TIMEOUT_SECONDS)
+            made: Any = self._batch.create_namespaced_job(self._namespace, body, _request_timeout=TIMEOUT_SECONDS)
         except (ApiException, urllib3.exceptions.HTTPError) as error:
-            if not (isinstance(error, ApiException) and error.status == 409):
-                raise NotNow(f"the worker's Job cannot be made: {_message(error)}") from None
-            if self._is_leaving(job_name(manifest, job)):
-                raise NotNow("the worker's Job of before is still being removed") from None
-        return self._worker(job_name(manifest, job))
+            if isinstance(error, ApiException) and error.status == 409:  # made before, and seen soon; or still being removed
+                raise NotNow(f"the worker's Job {job_name(manifest, job)} is there already") from None
+            raise NotNow(f"the worker's Job cannot be made: {_message(error)}") from None
+        return self._worker(made.metadata.name, made_at=int(made.metadata.resource_version))
 
-    def _seen(self) -> Sequence[Any]:
-        seen = self._jobs.objects if self._jobs else None
-        if seen is None or self._pods is None or self._pods.objects is None:
-            raise NotNow("the API server has not told yet which workers there are")
-        return seen
-
-    def _is_worker_of(self, job: Any, known: Job | None) -> bool:
-        if end_of(job, ()) is None:
-            return True
-        if known is None:
-            return False
-        return known.state is not State.PENDING or job.metadata.name.endswith(f"-{known.attempt}")
-
-    def _is_leaving(self, name: str) -> bool:
-        seen = next((one for one in self._seen() if one.metadata.name == name), None)
-        return seen is not None and (bool(seen.metadata.deletion_timestamp) or end_of(seen, ()) is not None)
+    def _watched(self) -> WorkerJobs:
+        assert self._seen is not None, "it has to be watching"
+        return self._seen
 
     def _owner_uid(self, manifest: Mapping[str, Any]) -> str:
         owners = manifest["metadata"].get("ownerReferences", ())
@@ -117,40 +101,35 @@ class KubernetesLauncher:
             raise NotNow(f"ConfigMap {owners[0]['name']} cannot be read: {_message(error)}") from None
         return str(found.metadata.uid)
 
-    def _worker(self, name: str) -> KubernetesWorker:
-        assert self._jobs is not None and self._pods is not None and self._events is not None
+    def _worker(self, name: str, *, made_at: int = 0) -> KubernetesWorker:
         return KubernetesWorker(
-            name=name, namespace=self._namespace, core=self._core, batch=self._batch, jobs=self._jobs, pods=self._pods, events=self._events
+            name=name, made_at=made_at, namespace=self._namespace, core=self._core, batch=self._batch, seen=self._watched()
         )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class KubernetesWorker:
     """See Worker. A Kubernetes Job, whose pod Kubernetes makes anew by itself where it took it away."""
 
     name: str
+    made_at: int
+    """The resource version at which it was made; 0 where it was there already."""
     namespace: str
     core: client.CoreV1Api
     batch: client.BatchV1Api
-    jobs: Watched
-    pods: Watched
-    events: Watched
-    _made: float = field(default_factory=time.monotonic)
-    _was_seen: bool = False
+    seen: WorkerJobs
 
     def look(self) -> Sight:
         """See Worker."""
-        job = next((one for one in self.jobs.objects or () if one.metadata.name == self.name), None)
+        moment = self.seen.moment
+        job, pods = moment.jobs.get(self.name), moment.pods.get(self.name, ())
         if job is not None:
-            self._was_seen = True
-            return sight_of(job, self._own_pods(), self.events.objects or ())
-        if not self._was_seen and time.monotonic() - self._made < SEEN_SECONDS:
-            return Sight(runs=False)
-        return Sight(runs=False, end=End(reason="the worker's Kubernetes Job was deleted"))
+            return sight_of(job, pods, moment.said_of(self.name))
+        return left_of(pods) if moment.version >= self.made_at else Sight(runs=False)
 
     def log_tail(self) -> Sequence[str]:
         """See Worker."""
-        pods = sorted(self._own_pods(), key=lambda pod: pod.metadata.creation_timestamp)
+        pods = sorted(self.seen.moment.pods.get(self.name, ()), key=lambda pod: pod.metadata.creation_timestamp)
         if not pods:
             return ()
         read: Any = self.core.read_namespaced_pod_log
@@ -177,8 +156,22 @@ class KubernetesWorker:
             if not (isinstance(error, ApiException) and error.status == 404):
                 raise NotNow(f"the worker's Job {self.name} cannot be deleted: {_message(error)}") from None
 
-    def _own_pods(self) -> list[Any]:
-        return [pod for pod in self.pods.objects or () if (pod.metadata.labels or {}).get(OF_JOB) == self.name]
+
+def _worker_of(job: Job, own: Sequence[Any]) -> str:
+    """Of a job's Kubernetes Jobs, in their order, the one that is its worker: for the attempt that it waits for, or the last."""
+    last = own[-1]
+    return str(last.metadata.name) if job.state is not State.PENDING or _attempt(last) == job.attempt else ""
+
+
+def _left_over(own: Sequence[Any]) -> str:
+    """One that goes on though its job is over; nobody has begun to remove it."""
+    going = [one for one in own if end_of(one, ()) is None and not one.metadata.deletion_timestamp]
+    return str(going[-1].metadata.name) if going else ""
+
+
+def _attempt(made: Any) -> int:
+    """How many attempts its job had when it was made; see `job_name`."""
+    return int(made.metadata.name.rpartition("-")[2])
 
 
 def _message(error: Exception) -> str:
