@@ -75,7 +75,9 @@ def compile(
             follow(session, client, job, Delivery(target=folder))
             if session.local and folder and what == What.ENGINE:
                 # Nobody else has this key, and a container's data folder goes with it.
-                session.note(f"This engine is for local use: it is signed with the key of {session.data}, and no other installation loads it.")
+                session.note(
+                    f"This engine is for local use: it is signed with the key of {session.data}, and no other installation loads it."
+                )
 
 
 def numbers(text: str) -> list[int]:
