@@ -116,9 +116,15 @@ class ServeReconciler:
             return
         if not deployment.compile or deployment.pool not in self.pools.serving:
             return
-        for kind in await asyncio.to_thread(self.pools.kinds, deployment.pool):
+        for kind in await asyncio.to_thread(self._kinds, deployment.pool):
             if not await asyncio.to_thread(engines_for, deployment, kind, self.pools):
                 await self._build(deployment, kind, jobs)
+
+    def _kinds(self, pool: str) -> list[Fingerprint | None]:
+        """What engines are needed for: an unknown kind of node only where none is about to come and tell."""
+        state = self.pools.state(pool)
+        idle = state.in_place and not state.target
+        return [kind for kind in self.pools.kinds(pool) if kind or idle]
 
     async def _build(self, deployment: Deployment, kind: Fingerprint | None, jobs: list[EngineJob]) -> None:
         """Asks for an engine, once for every model of the graph. Raises what has come of it."""

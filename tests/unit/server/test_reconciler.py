@@ -104,6 +104,11 @@ async def test_an_engine_is_built_for_what_the_last_replicas_were_and_for_the_pr
     assert setting.calls.asked == [(FOX.model, "local", MACHINE.key)]
     setting = Setting(FOX)
     setting.deployments.fresh = setting.deployments.known = False
+    for state in (PoolState(), PoolState(in_place=True, target=1)):
+        setting.states.found["local"] = state
+        await setting.tick()
+        assert setting.calls.asked == [], "a replica is about to come"
+    setting.states.found["local"] = PoolState(in_place=True)
     await setting.tick()
     assert setting.calls.asked == [(FOX.model, "local", "")]
 
