@@ -135,9 +135,10 @@ async def _kept(lease: Lease, *, every: float) -> None:
                 renewal = asyncio.create_task(_acquired(lease))
             await asyncio.wait({renewal}, timeout=lease.left_seconds)  # a database that hangs holds nobody up
             renewal = None if renewal.done() else renewal
-    finally:
-        if renewal is not None:  # not to be overtaken by giving it back
+    except asyncio.CancelledError:
+        if renewal is not None:  # it must not overtake the giving back
             await asyncio.wait({renewal}, timeout=lease.term_seconds)
+        raise
 
 
 async def _acquired(lease: Lease) -> bool:
