@@ -20,6 +20,8 @@ from cluster.place import Place
 
 ESTABLISHED, LISTEN = "01", "0A"
 EVERY_SECONDS = 1.0
+EPHEMERAL = 32768
+"""The first port that a caller's end gets: a server that stops has calls at a port that it no longer listens on."""
 
 
 @dataclass(frozen=True, order=True)
@@ -178,7 +180,7 @@ def _connections(namespace: Path) -> set[Connection]:
     return {
         Connection(own[0], other[0], other[1])
         for own, other, state in rows
-        if state == ESTABLISHED and own[1] not in listened and own[0] != other[0] and not ipaddress.ip_address(other[0]).is_loopback
+        if state == ESTABLISHED and other[1] < EPHEMERAL and own[1] not in listened and own[0] != other[0]
     }
 
 
