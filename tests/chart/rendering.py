@@ -6,6 +6,7 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -128,15 +129,25 @@ def rendered_from(chart: Path, values: Path) -> Rendered:
 
 def render(values: Mapping[str, Any] | None = None, *, version: int = 4) -> Rendered:
     """Other values. Raises Refused."""
-    return Rendered(_parsed(text(values, version=version)))
+    return _rendered_of(json.dumps(values or {}), version)
 
 
 def text(values: Mapping[str, Any] | None = None, *, version: int = 4, words: tuple[str, ...] = ()) -> str:
     """What `helm template` prints. Raises Refused."""
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(values or {}, file)
-        file.flush()
-        return _template(file.name, version, words)
+    with _file(json.dumps(values or {})) as file:
+        return _template(file, version, words)
+
+
+def notes(values: Mapping[str, Any] | None = None) -> str:
+    """What `helm install` prints at its end, without a cluster (Helm 4 alone can). Raises Refused."""
+    with _file(json.dumps(values or {})) as file:
+        words = ("install", "atelier", str(CHART), "--namespace", NAMESPACE, "--values", file, "--dry-run=client", "--hide-notes=false")
+        return _helm(4, *words).partition("NOTES:\n")[2]
+
+
+@cache
+def _rendered_of(values: str, version: int) -> Rendered:
+    return Rendered(_parsed(text(json.loads(values), version=version)))
 
 
 @cache
@@ -145,11 +156,22 @@ def _rendered(values: str, version: int, chart: str = str(CHART)) -> Rendered:
 
 
 def _template(values: str, version: int, words: tuple[str, ...], chart: str = str(CHART)) -> str:
-    command = [helm.program(version), "template", "atelier", chart, "--namespace", NAMESPACE, "--values", values, *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return _helm(version, "template", "atelier", chart, "--namespace", NAMESPACE, "--values", values, *words)
+
+
+def _helm(version: int, *words: str) -> str:
+    done = subprocess.run([helm.program(version), *words], capture_output=True, text=True, check=False)
     if done.returncode:
         raise Refused(done.stderr)
     return done.stdout
+
+
+@contextmanager
+def _file(content: str) -> Iterator[str]:
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        file.write(content)
+        file.flush()
+        yield file.name
 
 
 def _parsed(given: str) -> list[Object]:

@@ -1,7 +1,8 @@
-"""The RayCluster: only fields that charts/kuberay-fields.txt names, and each known to the CRD in KUBERAY_CRDS, where that is set."""
+"""templates/ray/cluster.yaml: only fields that charts/kuberay-fields.txt names, each known to the CRD in KUBERAY_CRDS, if set."""
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
 from functools import cache
@@ -11,7 +12,6 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-
 from chart.rendering import CHART, Object, Refused, render
 
 FIELDS = CHART.parent / "kuberay-fields.txt"
@@ -50,7 +50,7 @@ def test_it_follows_the_schema_of_the_crd(mode: str) -> None:
 
 @pytest.mark.skipif(not CRDS, reason="KUBERAY_CRDS names no folder")
 def test_the_schema_of_the_crd_refuses_what_it_does_not_know() -> None:
-    cluster = _cluster("plain")
+    cluster = copy.deepcopy(_cluster("plain"))
     cluster["spec"]["workerGroupSpecs"][0]["gpu"] = "NVIDIA-A10"
     with pytest.raises(jsonschema.ValidationError, match="gpu"):
         jsonschema.Draft7Validator(_schema()).validate(cluster)
