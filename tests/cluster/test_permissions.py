@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 LAUNCHERS = {*((verb, "jobs") for verb in ("create", "get", "list", "watch", "delete")), ("get", "pods/log")}
 LOOKING = {(verb, kind) for verb in ("get", "list", "watch") for kind in ("pods", "events")}
 OWNER = {("get", f"configmaps={NAME}-workers")}
-SCALE = {(verb, f"deployments/scale={NAME}-pool-cpu") for verb in ("get", "patch")}
+SCALE = {("patch", f"deployments/scale={NAME}-pool-cpu")}
 ALLOWED: dict[str, set[tuple[str, str]]] = {
     "server": {*LOOKING, *SCALE},
     **{service: {*LAUNCHERS, *LOOKING, *OWNER} for service in ("trainer", "converter", "compiler")},

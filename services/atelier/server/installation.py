@@ -48,6 +48,8 @@ REPLICA_SETTINGS = "/etc/atelier/replica/replica.json"
 """On nodes of a Ray that is elsewhere."""
 SERVE_GRPC_PORT, SERVE_HTTP_PORT = 9000, 8000
 """There."""
+ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+"""There in a pod that may ask the API server."""
 LEASE = "serve"
 """Of the process that looks after the pools."""
 
@@ -217,7 +219,8 @@ def _cluster(elsewhere: RayElsewhere) -> RayCluster:
 
 
 def _pods(pools: Sequence[Pool]) -> Nodes | None:
-    if not any(pool.deployment for pool in pools):
+    """The pools' nodes as pods; somebody else's (KubeRay's) are looked at alone."""
+    if not any(pool.deployment for pool in pools) and not ACCOUNT_TOKEN.exists():
         return None
     from atelier.kubernetes.nodes import PodNodes
     from atelier.kubernetes.objects import core

@@ -24,7 +24,7 @@ JOBS |= {"get /pods/log/*", "get /configmaps/atelier-workers"}
 
 
 def scale(*pools: str) -> set[str]:
-    return {f"{verb} apps/deployments/scale/atelier-pool-{pool}" for pool in pools for verb in ("get", "patch")}
+    return {f"patch apps/deployments/scale/atelier-pool-{pool}" for pool in pools}
 
 
 def test_each_service_may_what_it_does_and_no_more() -> None:
