@@ -52,6 +52,10 @@ def test_pictures_become_a_picture(client: Client, release: Release, pictures: s
     walk(client, release, pictures)
 
 
+def test_the_charts_own_test_passes(release: Release) -> None:
+    assert "Phase:          Succeeded" in release.helm("test", NAME, "--timeout=180s")
+
+
 def test_every_service_answers_at_one_address_from_outside_and_inside(release: Release, tmp_path: Path) -> None:
     doors = Path(__file__).with_name("doors.py")
     (tmp_path / "token").write_text(release.token)
