@@ -20,6 +20,10 @@ from atelier.rpc.tls import Tls
 from atelier.v1 import artifact_pb2, attempt_pb2, attempt_pb2_grpc, job_pb2
 
 PATIENCE_SECONDS = 15 * 60
+HEARTBEAT_SECONDS, APPEND_SECONDS = 30.0, 60.0
+"""How long one try may take; the others are ended by the channel's keepalive."""
+AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+"""How a control process that is away shows: it cannot be reached, or its machine is gone without a word."""
 Answer = TypeVar("Answer")
 
 
@@ -37,12 +41,12 @@ class AttemptsClient:
     def heartbeat(self, attempt: int) -> bool:
         """Whether the job shall stop."""
         request = attempt_pb2.HeartbeatRequest(job=self.job, attempt=attempt)
-        return _patiently(lambda: self._stub.Heartbeat(request, timeout=30)).cancel
+        return _patiently(lambda: self._stub.Heartbeat(request, timeout=HEARTBEAT_SECONDS)).cancel
 
     def append(self, attempt: int, events: Iterable[job_pb2.JobEvent]) -> bool:
         """Adds events; tells whether the job shall stop."""
         request = attempt_pb2.AppendRequest(job=self.job, attempt=attempt, events=events)
-        return _patiently(lambda: self._stub.Append(request, timeout=60)).cancel
+        return _patiently(lambda: self._stub.Append(request, timeout=APPEND_SECONDS)).cancel
 
     def find(self, attempt: int, kind: Kind, key: str) -> artifact_pb2.Artifact | None:
         """The newest artifact with this key."""
@@ -149,7 +153,7 @@ def _patiently(call: Callable[[], Answer]) -> Answer:
         try:
             return call()
         except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > end:
+            if error.code() not in AWAY or time.monotonic() > end:
                 raise from_call(error) from None
         time.sleep(delay)
         delay = min(2 * delay, 10.0)

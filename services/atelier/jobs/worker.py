@@ -28,6 +28,7 @@ from atelier.rpc.tls import Tls
 
 logger = logging.getLogger("atelier.worker")
 
+FAILED_EXIT_CODE = 1
 Execute = Callable[[Any, JobContext], None]
 """Does the job: takes the spec as the message that was submitted, and the context."""
 
@@ -81,7 +82,8 @@ def _attempt(execute: Execute, workdir: Path, preempted: threading.Event) -> int
         context.flush()
         # What was published last is the main output: it comes first, and gets the tags.
         client.complete(claim.attempt, outputs=dict(reversed(context.outputs.items())), error=error)
-    return 0
+    # Who looks at processes or pods sees a failure too, and torchrun does not wait for the others.
+    return FAILED_EXIT_CODE if error is not None and error.status is not Status.CANCELLED else 0
 
 
 def _unpack(packed: bytes) -> Any:

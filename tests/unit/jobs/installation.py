@@ -19,6 +19,7 @@ from atelier.jobs.reconciler import Reconciler
 from atelier.ledger import Database
 from atelier.migrations import migrate
 from atelier.rpc import auth, server
+from atelier.rpc.tls import Tls
 from atelier.v1 import attempt_pb2, attempt_pb2_grpc
 
 
@@ -41,20 +42,23 @@ def open_installation(folder: Path, *, store_url: str = "") -> Installation:
 
 
 @asynccontextmanager
-async def attempts(installation: Installation, folder: Path) -> AsyncIterator[Installation]:
+async def attempts(
+    installation: Installation, folder: Path, *, tls: Tls | None = None, told_store: str | None = None
+) -> AsyncIterator[Installation]:
+    """`told_store`: what workers hear of the store; its URL unless said otherwise."""
     servicer = AttemptsServicer(
         ledger=installation.ledger,
         catalog=installation.catalog,
         spool=Spool(folder / "spool"),
         tokens=installation.tokens,
-        store_url=installation.catalog.store.url,
+        store_url=installation.catalog.store.url if told_store is None else told_store,
     )
     service = server.Service(
         descriptor=attempt_pb2.DESCRIPTOR.services_by_name["Attempts"],
         add=attempt_pb2_grpc.add_AttemptsServicer_to_server,
         servicer=servicer,
     )
-    async with server.serving("127.0.0.1:0", [service], authorize=auth.allow_all, grace_seconds=1) as bound:
+    async with server.serving("127.0.0.1:0", [service], authorize=auth.allow_all, grace_seconds=1, tls=tls) as bound:
         installation.attempts_port = bound.port
         yield installation
 

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import pytest
+from authority import Authority
 from installation import Installation, attempts, open_installation
 
 from atelier.artifacts.manifest import describe_folder
 from atelier.artifacts.messages import files_to_messages
 from atelier.artifacts.spool import Spool
 from atelier.errors import AtelierError, Status
+from atelier.jobs import attempts_client
 from atelier.jobs.attempts_client import AttemptsClient
 from atelier.jobs.submission import Submission, Work
+from atelier.rpc.tls import Tls
 from atelier.v1 import attempt_pb2, trainer_pb2
 
 
-def claimed(installation: Installation) -> tuple[AttemptsClient, int]:
+def claimed(installation: Installation, *, target: str = "", tls: Tls | None = None) -> tuple[AttemptsClient, int]:
     request = trainer_pb2.TrainRequest()
     submission = Submission(ledger=installation.ledger, service="trainer", wake=lambda: None)
     job = submission.submit("Train", request, "", Work(spec=request)).name
-    client = AttemptsClient(f"127.0.0.1:{installation.attempts_port}", job=job, token=installation.tokens.token(job))
+    target = target or f"127.0.0.1:{installation.attempts_port}"
+    client = AttemptsClient(target, job=job, token=installation.tokens.token(job), tls=tls)
     return client, client.claim("test").attempt
 
 
@@ -74,3 +79,64 @@ async def test_a_token_is_good_for_its_own_job_alone(tmp_path: Path) -> None:
         with pytest.raises(AtelierError) as caught:
             await asyncio.to_thread(other.claim, "test")
     assert caught.value.status is Status.PERMISSION_DENIED
+
+
+async def test_a_worker_that_was_told_the_authority_alone_calls_over_tls(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "authority")
+    pair = authority.sign("server")
+    installation = open_installation(tmp_path, store_url="memory://")
+    told = Tls.of_environment({"ATELIER_TLS_CA": str(authority.file)})
+    async with attempts(installation, tmp_path, tls=Tls(certificate=pair.certificate, key=pair.key)):
+        target = f"localhost:{installation.attempts_port}"
+        client, attempt = await asyncio.to_thread(lambda: claimed(installation, target=target, tls=told))
+        assert not await asyncio.to_thread(client.heartbeat, attempt)
+
+
+async def test_a_store_that_workers_cannot_reach_is_not_told_to_them(tmp_path: Path) -> None:
+    installation = open_installation(tmp_path)
+    for told in ("", "s3://bucket"):
+        async with attempts(installation, tmp_path, told_store=told):
+            client, _ = await asyncio.to_thread(claimed, installation)
+            assert (await asyncio.to_thread(client.claim, "again")).store_url == told
+
+
+class Wire:
+    """Passes bytes on between a worker and its control process, until it is `cut`: then they vanish without a word, and connections that
+    lost some break later."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.cut = False
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", self._port)
+        await asyncio.gather(self._pass(reader, back), self._pass(there, writer))
+
+    async def _pass(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        lost = False
+        with contextlib.suppress(OSError):
+            while piece := await source.read(65536):
+                if self.cut:
+                    lost = True
+                elif lost:
+                    break
+                else:
+                    target.write(piece)
+        target.close()
+
+
+async def test_a_control_process_that_is_gone_without_a_word_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts_client, "HEARTBEAT_SECONDS", 0.5)
+    installation = open_installation(tmp_path, store_url="memory://")
+    async with attempts(installation, tmp_path):
+        wire = Wire(installation.attempts_port)
+        server = await asyncio.start_server(wire, "127.0.0.1", 0)
+        target = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        client, attempt = await asyncio.to_thread(lambda: claimed(installation, target=target))
+        wire.cut = True
+        beat = asyncio.create_task(asyncio.to_thread(client.heartbeat, attempt))
+        await asyncio.sleep(1.5)
+        assert not beat.done()
+        wire.cut = False
+        assert await asyncio.wait_for(beat, 20) is False
+        server.close()

@@ -8,12 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from google.rpc import status_pb2
-from installation import open_installation, working
+from installation import Installation, attempts, open_installation, working
 
+from atelier.artifacts.signing import PUBLIC
 from atelier.jobs.job import ENDED, Job, State
+from atelier.jobs.launcher import PREEMPTED_EXIT_CODE
 from atelier.jobs.ledger import JobLedger
 from atelier.jobs.messages import event_to_message
 from atelier.jobs.submission import Submission, Work
@@ -38,9 +42,9 @@ def events(ledger: JobLedger, name: str) -> list[job_pb2.JobEvent]:
     return [event_to_message(event) for event in ledger.events(name, after_sequence=0)[0]]
 
 
-async def until_checkpoint(ledger: JobLedger, name: str) -> None:
+async def until_checkpoint(ledger: JobLedger, name: str, *, after: int = 0) -> None:
     end = time.monotonic() + 30
-    while not await asyncio.to_thread(ledger.checkpoints, name):
+    while not any(found.step > after for found in await asyncio.to_thread(ledger.checkpoints, name)):
         assert time.monotonic() < end
         await asyncio.sleep(0.05)
 
@@ -112,6 +116,49 @@ async def test_a_stopped_installation_goes_on_where_it_was(tmp_path: Path) -> No
         job = await ended(installation.ledger, name)
     lines = [e.log.message for e in events(installation.ledger, name) if e.WhichOneof("event") == "log"]
     assert (job.state, lines) == (State.SUCCEEDED, ["begins at 0", f"begins at {step}"])
+
+
+@contextmanager
+def as_in_a_pod(installation: Installation, folder: Path, name: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker without a launcher: its standard input is closed, its output is its log."""
+    environment = {
+        **os.environ,
+        "ATELIER_ATTEMPTS": f"127.0.0.1:{installation.attempts_port}",
+        "ATELIER_PUBLIC_KEY": str(folder / "keys" / PUBLIC),
+        "ATELIER_JOB": name,
+        "ATELIER_JOB_TOKEN": installation.tokens.token(name),
+        "ATELIER_WORKER_DIR": str(folder / "work"),
+        "PYTHONPATH": ":".join([str(Path(__file__).parent), *sys.path]),
+    }
+    command = [sys.executable, "-m", "toys.trainer"]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+async def test_a_worker_in_a_pod_that_is_asked_to_stop_writes_a_checkpoint_and_says_that_it_made_room(tmp_path: Path) -> None:
+    installation = open_installation(tmp_path)
+    name = submit(installation.ledger, steps=100_000)
+    async with attempts(installation, tmp_path, told_store=""):
+        with as_in_a_pod(installation, tmp_path, name) as process:
+            await until_checkpoint(installation.ledger, name)
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(process.wait, 20) == PREEMPTED_EXIT_CODE
+        step = installation.ledger.checkpoints(name)[-1].step
+        with as_in_a_pod(installation, tmp_path, name) as process:  # as Kubernetes makes it anew
+            await until_checkpoint(installation.ledger, name, after=step)
+    lines = [e.log.message for e in events(installation.ledger, name) if e.WhichOneof("event") == "log"]
+    assert lines == ["begins at 0", f"begins at {step}"] and installation.ledger.get(name).attempt == 2
+
+
+async def test_the_exit_code_of_a_worker_tells_success_from_failure(tmp_path: Path) -> None:
+    installation = open_installation(tmp_path)
+    async with attempts(installation, tmp_path):
+        for prompt, code in (("", 0), ("bad", 1)):
+            with as_in_a_pod(installation, tmp_path, submit(installation.ledger, steps=1, prompt=prompt)) as process:
+                assert await asyncio.to_thread(process.wait, 20) == code
 
 
 PARENT = """
