@@ -1,7 +1,4 @@
-"""An API server in miniature, over HTTP in this process: Jobs, pods, events and ConfigMaps are listed, watched, created and deleted.
-
-What controllers and kubelets do, tests do themselves: `put`, `change`, `remove`.
-"""
+"""An API server in miniature, over HTTP; what controllers and kubelets do, tests do themselves: `put`, `change`, `remove`."""
 
 from __future__ import annotations
 
@@ -18,11 +15,13 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from kubernetes import client
+from patches import Patching
 
 from atelier.kubernetes.worker_pods import OF_JOB
 
 NAMESPACE = "test"
-KINDS = {"jobs": ("batch/v1", "Job"), "pods": ("v1", "Pod"), "events": ("v1", "Event"), "configmaps": ("v1", "ConfigMap")}
+CORE = {"pods": "Pod", "events": "Event", "configmaps": "ConfigMap", "secrets": "Secret"}
+KINDS = {"jobs": ("batch/v1", "Job"), **{kind: ("v1", name) for kind, name in CORE.items()}}
 PATH = re.compile(rf"/(?:api/v1|apis/batch/v1)/namespaces/{NAMESPACE}/(?P<kind>\w+)(?:/(?P<name>[\w.-]+))?(?P<log>/log)?")
 TIME = "2026-11-25T10:00:00Z"
 
@@ -113,7 +112,7 @@ class ApiServer:
         return one
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Patching, BaseHTTPRequestHandler):
     api: ApiServer
     protocol_version = "HTTP/1.1"
 
@@ -139,7 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._list(kind, query)
 
     def do_POST(self) -> None:
-        kind, _, _, _ = self._asked()
+        kind, *_ = self._asked()
         content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if not self._begin("POST", kind):
             return
@@ -190,9 +189,8 @@ class _Handler(BaseHTTPRequestHandler):
         with self.api.changed:
             items = [one for one in self.api.objects[kind].values() if _selected(one, query)]
             version, name = KINDS[kind]
-            self._json(
-                {"apiVersion": version, "kind": f"{name}List", "metadata": {"resourceVersion": str(self.api.version)}, "items": items}
-            )
+            metadata = {"resourceVersion": str(self.api.version)}
+            self._json({"apiVersion": version, "kind": f"{name}List", "metadata": metadata, "items": items})
 
     def _watch(self, kind: str, query: Mapping[str, str]) -> None:
         at = at_start = int(query["resourceVersion"])

@@ -15,6 +15,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+CERTIFICATE, KEY, CA = "tls.crt", "tls.key", "ca.crt"
+"""What files and keys of Secrets with them are called."""
+
 AUTHORITY_LIFE = timedelta(days=3652)
 """10 years: who trusts an authority has to be told of another."""
 LIFE = timedelta(days=730)

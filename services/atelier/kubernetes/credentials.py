@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from atelier.artifacts.signing import PRIVATE, PUBLIC, new_key, public_of
-from atelier.certificates import Authority, Pair, host_name
+from atelier.certificates import CA, CERTIFICATE, KEY, LIFE, Authority, Pair, host_name
 from atelier.errors import AtelierError, failed_precondition, unavailable
 from atelier.kubernetes.objects import Changed, Kind, Objects, core
 
-CERTIFICATE, KEY, CA, TOKEN = "tls.crt", "tls.key", "ca.crt", "token"
+TOKEN = "token"
 TLS_TYPE = "kubernetes.io/tls"
 MANAGED_BY = "atelier-credentials"
 LOOKS = 10
@@ -27,8 +27,8 @@ LOOKS = 10
 
 logger = logging.getLogger("atelier.credentials")
 
-Lack = tuple[Mapping[str, bytes], str]
-"""What an object lacks, and why that is made where it takes the place of something; no keys: nothing."""
+Lack = tuple[Mapping[str, bytes | None], str]
+"""What an object lacks (None: what it has and must not), and why that takes the place of something; no keys: nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,40 +38,30 @@ class Wanted:
     name: str
     """Of all objects, the beginning."""
     hosts: tuple[str, ...]
+    """Names and addresses of the serving certificate."""
     tls: bool = True
     token: bool = True
-    internal_token: bool = True
-    ray_token: bool = True
-    signing_key: bool = True
+    """For clients."""
     ray_ca: bool = False
     public_ca_from: str = ""
-    """Secret whose `ca.crt` is made public, without `tls`."""
-    public_key_from: str = ""
-    """Secret with a `signing.pem` whose public half is made public, without `signing_key`."""
+    """Secret whose `ca.crt` is made public where there is no `tls`."""
 
 
 def provide(objects: Objects, wanted: Wanted) -> None:
     """Makes what is missing. Raises PERMISSION_DENIED, FAILED_PRECONDITION and UNAVAILABLE, each in one sentence; run again, it goes on."""
     name = wanted.name
-    for suffix, asked in (("token", wanted.token), ("internal", wanted.internal_token), ("ray", wanted.ray_token)):
-        if asked:
-            _ensure(objects, "Secret", f"{name}-{suffix}", _token)
-    public: dict[str, bytes] = {}
+    for suffix in (*(["token"] if wanted.token else []), "internal", "ray"):
+        _ensure(objects, "Secret", f"{name}-{suffix}", _token)
     if wanted.tls:
         authority = _authority(objects, f"{name}-ca", subject=f"{name} CA")
         _ensure(objects, "Secret", f"{name}-tls", lambda data: _serving(data, authority, name, wanted.hosts), of_type=TLS_TYPE)
-        public[CA] = authority.pair.certificate
-    elif wanted.public_ca_from:
-        public |= _published(objects, wanted.public_ca_from, CA, lambda value: (CA, value))
+        ca: bytes | None = authority.pair.certificate
+    else:
+        ca = _foreign_ca(objects, wanted.public_ca_from)
     if wanted.ray_ca:
         _authority(objects, f"{name}-ray-ca", subject=f"{name} Ray CA")
-    if wanted.signing_key:
-        signing = _ensure(objects, "Secret", f"{name}-signing", _signing)
-        public[PUBLIC] = public_of(signing[PRIVATE], where=f"Secret {name}-signing")
-    elif wanted.public_key_from:
-        public |= _published(
-            objects, wanted.public_key_from, PRIVATE, lambda value: (PUBLIC, public_of(value, where=f"Secret {wanted.public_key_from}"))
-        )
+    signing = _ensure(objects, "Secret", f"{name}-signing", _signing)
+    public = {CA: ca, PUBLIC: public_of(signing[PRIVATE], where=f"Secret {name}-signing")}
     _ensure(objects, "ConfigMap", f"{name}-public", lambda data: _differing(data, public))
 
 
@@ -94,7 +84,7 @@ def _ensure(
                 logger.info("kept %s %s", kind, name)
         except Changed:
             continue
-        return {**data, **missing}
+        return {key: value for key, value in {**data, **missing}.items() if value is not None}
     raise unavailable("BUSY", f"{kind} {name} is written by others all the time: run the hook again")
 
 
@@ -126,6 +116,8 @@ def _authority(objects: Objects, name: str, *, subject: str) -> Authority:
     ends = authority.certificate.not_valid_after_utc
     if ends <= datetime.now(UTC):
         raise failed_precondition("AUTHORITY", f"the authority in Secret {name} ended on {ends:%Y-%m-%d}: {advice}")
+    if ends <= datetime.now(UTC) + LIFE:
+        logger.warning("the authority in Secret %s ends on %s, and with it all that it issued", name, f"{ends:%Y-%m-%d}")
     return authority
 
 
@@ -142,17 +134,16 @@ def _serving(data: Mapping[str, bytes], authority: Authority, name: str, hosts: 
     return {CERTIFICATE: issued.certificate, KEY: issued.key, CA: ca}, fault
 
 
-def _published(objects: Objects, secret: str, key: str, public: Callable[[bytes], tuple[str, bytes]]) -> dict[str, bytes]:
-    """The public part of an operator's Secret; nothing where the Secret comes later (cert-manager's) or has none."""
-    found = objects.read("Secret", secret)
-    value = found.data.get(key) if found else None
-    if not value:
-        logger.warning("Secret %s has no %s now: what is public is completed by the next upgrade", secret, key)
-        return {}
-    return dict([public(value)])
+def _foreign_ca(objects: Objects, secret: str) -> bytes | None:
+    """Whom clients have to trust for an operator's Secret: None where it comes later (cert-manager's), or the system's authorities do."""
+    found = objects.read("Secret", secret) if secret else None
+    ca = found.data.get(CA) if found else None
+    if secret and not ca:
+        logger.warning("Secret %s has no %s: there is none to make public now, an upgrade looks again", secret, CA)
+    return ca or None
 
 
-def _differing(data: Mapping[str, bytes], wanted: Mapping[str, bytes]) -> Lack:
+def _differing(data: Mapping[str, bytes], wanted: Mapping[str, bytes | None]) -> Lack:
     return {key: value for key, value in wanted.items() if data.get(key) != value}, ""
 
 
@@ -166,11 +157,7 @@ def _arguments(words: Sequence[str] | None) -> tuple[Wanted, str, str]:
     parser.add_argument("--ray-ca", action="store_true", help="an authority for Ray's own connections as well")
     parser.add_argument("--no-tls", dest="tls", action="store_false", help="no authority and no serving certificate")
     parser.add_argument("--no-token", dest="token", action="store_false", help="no token for clients")
-    parser.add_argument("--no-internal-token", dest="internal_token", action="store_false", help="no internal token")
-    parser.add_argument("--no-ray-token", dest="ray_token", action="store_false", help="no token for Ray")
-    parser.add_argument("--no-signing-key", dest="signing_key", action="store_false", help="no signing key")
-    parser.add_argument("--public-ca-from-secret", dest="public_ca_from", default="", metavar="NAME", help="with --no-tls: has ca.crt")
-    parser.add_argument("--public-key-from-secret", dest="public_key_from", default="", metavar="NAME", help="has signing.pem")
+    parser.add_argument("--public-ca-from-secret", dest="public_ca_from", default="", metavar="NAME", help="with --no-tls: its ca.crt")
     given = vars(parser.parse_args(words))
     instance, namespace, hosts = given.pop("instance"), given.pop("namespace"), tuple(given.pop("host"))
     if given["tls"] and not hosts:
@@ -181,11 +168,11 @@ def _arguments(words: Sequence[str] | None) -> tuple[Wanted, str, str]:
 def main(words: Sequence[str] | None = None) -> None:
     """The command."""
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # of its tries the last is told, by the error
     wanted, instance, namespace = _arguments(words)
-    labels = {"name": "atelier", "instance": instance, "managed-by": MANAGED_BY}
+    labels = {"app.kubernetes.io/name": "atelier", "app.kubernetes.io/instance": instance, "app.kubernetes.io/managed-by": MANAGED_BY}
     try:
         api, own = core()
-        labels = {f"app.kubernetes.io/{key}": value for key, value in labels.items()}
         provide(Objects(api, namespace=namespace or own, labels=labels), wanted)
     except AtelierError as error:
         sys.exit(f"error: {error}")

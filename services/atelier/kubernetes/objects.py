@@ -63,22 +63,26 @@ class Objects:
         data = {key: _read(kind, value) for key, value in (found.data or {}).items()}
         return Found(data=data, version=found.metadata.resource_version)
 
-    def make(self, kind: Kind, name: str, data: Mapping[str, bytes], *, of_type: str = "") -> None:
+    def make(self, kind: Kind, name: str, data: Mapping[str, bytes | None], *, of_type: str = "") -> None:
         """Raises Changed where there is one already, PERMISSION_DENIED and UNAVAILABLE."""
         content: dict[str, Any] = {"type": of_type} if of_type else {}
         metadata = {"name": name, "labels": self._labels}
-        self._patch(kind, name, metadata, data, content, content_type="application/apply-patch+yaml", field_manager=self._manager)
+        there = {key: value for key, value in data.items() if value is not None}
+        self._patch(kind, name, metadata, there, content, content_type="application/apply-patch+yaml", field_manager=self._manager)
 
-    def complete(self, kind: Kind, name: str, data: Mapping[str, bytes], *, version: str) -> None:
-        """Sets keys of an object that is as it was found. Raises Changed where it is not, PERMISSION_DENIED and UNAVAILABLE."""
+    def complete(self, kind: Kind, name: str, data: Mapping[str, bytes | None], *, version: str) -> None:
+        """Sets keys (None: removes them) of an object that is as it was found.
+
+        Raises Changed where it is not, PERMISSION_DENIED and UNAVAILABLE.
+        """
         self._patch(kind, name, {"resourceVersion": version}, data, {}, content_type="application/merge-patch+json")
 
     def _patch(
-        self, kind: Kind, name: str, metadata: Mapping[str, Any], data: Mapping[str, bytes], more: Mapping[str, Any],
+        self, kind: Kind, name: str, metadata: Mapping[str, Any], data: Mapping[str, bytes | None], more: Mapping[str, Any],
         *, content_type: str, **options: Any,
     ) -> None:  # fmt: skip
         patch: Any = self._api.patch_namespaced_secret if kind == "Secret" else self._api.patch_namespaced_config_map
-        written = {key: _written(kind, value) for key, value in data.items()}
+        written = {key: None if value is None else _written(kind, value) for key, value in data.items()}
         body = {"apiVersion": "v1", "kind": kind, "metadata": metadata, "data": written, **more}
         try:
             patch(name, self._namespace, body, _content_type=content_type, _request_timeout=TIMEOUT_SECONDS, **options)
@@ -94,9 +98,9 @@ def core() -> tuple[client.CoreV1Api, str]:
     """The API server and the namespace of this pod's account, or those of KUBECONFIG. Raises FAILED_PRECONDITION where there is neither."""
     settings = client.Configuration()
     try:
-        if os.environ.get("KUBECONFIG"):
-            config.load_kube_config(client_configuration=settings)  # type: ignore[no-untyped-call]
-            namespace = config.list_kube_config_contexts()[1]["context"].get("namespace", "default")  # type: ignore[no-untyped-call]
+        if files := os.environ.get("KUBECONFIG"):  # now: the client itself looks once, when it is imported
+            config.load_kube_config(files, client_configuration=settings)  # type: ignore[no-untyped-call]
+            namespace = config.list_kube_config_contexts(files)[1]["context"].get("namespace", "default")  # type: ignore[no-untyped-call]
         else:
             config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
             namespace = (ACCOUNT / "namespace").read_text().strip()

@@ -11,9 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from atelier.certificates import Authority, Pair, host_name
+from atelier.certificates import CA, CERTIFICATE, KEY, Authority, Pair, host_name
 
-CERTIFICATE, KEY, CA = "tls.crt", "tls.key", "ca.crt"
 LOCAL = ("localhost", "127.0.0.1")
 """Ray's processes reach those of their own pod under these too."""
 
