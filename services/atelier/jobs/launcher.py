@@ -189,7 +189,7 @@ def describe(code: int) -> End:
 
 def several(module: str, processes: int) -> list[str]:
     """Arguments of Python that run a module as processes that train together."""
-    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", module]
+    return ["-m", "atelier.jobs.several", str(processes), module]
 
 
 def _command(module: str, processes: int) -> list[str]:

@@ -66,7 +66,7 @@ def test_each_process_of_a_run_has_a_device() -> None:
     made = filled(MANIFEST, a_job(processes=2), token="t", pool=A10, owner_uid="u")
     worker = made["spec"]["template"]["spec"]["containers"][0]
     assert worker["resources"]["limits"]["nvidia.com/gpu"] == "2"
-    assert worker["command"][:3] == ["python", "-m", "torch.distributed.run"] and worker["command"][-2:] == ["-m", "atelier.trainer"]
+    assert worker["command"] == ["python", "-m", "atelier.jobs.several", "2", "atelier.trainer"]
 
 
 def test_a_slice_of_a_gpu_is_asked_for_by_its_resource() -> None:
