@@ -41,6 +41,7 @@ def test_no_secret_is_printed() -> None:
 def test_what_is_open_or_on_one_volume_is_said() -> None:
     assert "all services in one pod" in notes() and "all services in one pod" not in notes(values_of("ha"))
     assert "WARNING" not in notes() and "WARNING: networkPolicy.enabled is false" in notes({"networkPolicy": {"enabled": False}})
+    assert "WARNING: the images of compiler and node" in notes({"images": {"node": {"tag": "0.1.1"}}})
     assert "WARNING: the Service is of type NodePort" in notes({"service": {"type": "NodePort"}})
 
 
