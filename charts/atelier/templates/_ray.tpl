@@ -56,6 +56,13 @@
   value: "0"
 - name: RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS
   value: "1"
+# What Ray's processes and replicas log is the pod's log, not files in it.
+- name: RAY_LOG_TO_STDERR
+  value: "1"
+- name: RAY_BACKEND_LOG_LEVEL
+  value: warning
+- name: ATELIER_LOG_JSON
+  value: "true"
 # A node that has lost its head ends and joins the next one.
 - name: RAY_gcs_rpc_server_reconnect_timeout_s
   value: "15"

@@ -12,10 +12,8 @@
     - --dashboard-host=0.0.0.0
     - --dashboard-port={{ $ports.dashboard }}
     - --ray-client-server-port={{ $ports.client }}
-    {{- if eq .Values.ray.operator "kuberay" }}
-    # The operator's autoscaler stands in a container of its own.
+    # No autoscaler in this container: the server scales nodes, or KubeRay's autoscaler does, in a container of its own.
     - --no-monitor
-    {{- end }}
   env:
     {{- include "atelier.overlaid" (dict "own" (include "atelier.rayEnvironment" .) "extras" (list .Values.ray.head.extraEnv)) | nindent 4 }}
   ports:
