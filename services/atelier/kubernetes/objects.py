@@ -87,7 +87,7 @@ class Objects:
         try:
             patch(name, self._namespace, body, _content_type=content_type, _request_timeout=TIMEOUT_SECONDS, **options)
         except ApiException as error:
-            if error.status in (404, 409):
+            if error.status == 409 or (error.status == 404 and "resourceVersion" in metadata):
                 raise Changed from None
             raise _told(error, kind, name) from None
         except urllib3.exceptions.HTTPError as error:
