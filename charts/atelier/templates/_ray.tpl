@@ -19,6 +19,8 @@
 - --min-worker-port={{ $ports.firstWorker }}
 - --max-worker-port={{ $ports.lastWorker }}
 - --object-store-memory={{ int64 .Values.ray.objectStoreBytes }}
+# There are no log files to look after: see RAY_LOG_TO_STDERR.
+- --include-log-monitor=false
 {{- end -}}
 
 {{/* Token and certificate of Ray's own connections. */}}
