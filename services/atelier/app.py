@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ def _run(settings: Settings, services: Sequence[str], *, on_ready: Callable[[Add
             on_ready(address)
 
         try:
-            asyncio.run(_serve_until(settings, services, _await_signal, ready))
+            asyncio.run(_serve_until_signal(settings, services, ready))
         finally:
             if announce:
                 run_file.unlink(missing_ok=True)
@@ -141,12 +141,26 @@ def _gpu_label() -> str:
         return "cpu"
 
 
-async def _await_signal() -> None:
-    stop = asyncio.Event()
+async def _serve_until_signal(settings: Settings, services: Sequence[str], ready: Callable[[Address], object]) -> None:
+    """Signals count from the start: the first process of a container would not hear them otherwise."""
+    stop, started = asyncio.Event(), asyncio.Event()
+
+    def tell(address: Address) -> None:
+        started.set()
+        ready(address)
+
+    serving = asyncio.ensure_future(_serve_until(settings, services, stop.wait, tell))
+
+    def end() -> None:
+        stop.set()
+        if not started.is_set():
+            serving.cancel()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    await stop.wait()
+        loop.add_signal_handler(number, end)
+    with suppress(asyncio.CancelledError):
+        await serving
 
 
 def _await_thread(stop: threading.Event) -> Callable[[], object]:
