@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 
-from chart.rendering import profile
+from chart.rendering import profile, render
 
 
 def test_a_url_in_values_is_put_into_a_secret_and_read_from_there() -> None:
@@ -22,3 +23,11 @@ def test_a_secret_that_is_there_is_read_under_its_own_key() -> None:
     [ledger] = [one for one in profile("ha").pod("trainer").container("trainer")["env"] if one["name"] == "ATELIER_LEDGER"]
     assert ledger["valueFrom"]["secretKeyRef"] == {"name": "atelier-postgres", "key": "url"}
     assert not profile("default").all("Secret")
+
+
+def test_another_url_starts_the_pods_again() -> None:
+    def annotations(password: str) -> Mapping[str, str]:
+        url = f"postgresql://atelier:{password}@db/atelier"
+        return render({"ledger": {"url": url}, "store": {"url": "s3://a"}}).pod("server").annotations
+
+    assert annotations("old") != annotations("new") and "old" not in str(annotations("old"))
