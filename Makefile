@@ -65,7 +65,7 @@ cluster-images: setup ## Builds the images that are stale and brings them into t
 cluster-down: ## Removes that Kubernetes, but not what was built
 	@$(CLUSTER) down
 
-check: setup ## ruff, mypy, hadolint, import contracts, buf lint and breaking, generated code without drift
+check: setup ## ruff, mypy, hadolint, import contracts, buf lint and breaking, helm lint, generated code and pages without drift
 	$(RUN) ruff check services tests images charts
 	$(RUN) ruff format --check services tests images charts
 	$(RUN) hadolint images/Dockerfile
@@ -74,7 +74,7 @@ check: setup ## ruff, mypy, hadolint, import contracts, buf lint and breaking, g
 	$(RUN) buf lint protos
 	$(RUN) buf breaking protos --against protos/released.binpb
 	$(RUN) python protos/generate.py --check
-	$(RUN) python charts/generate_readme.py --check
+	$(RUN) python -m pytest -q tests/chart/test_readme.py
 
 protos: setup ## Generates services/atelier/v1 from protos/
 	$(RUN) buf lint protos
