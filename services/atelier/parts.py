@@ -95,7 +95,8 @@ def opened(settings: Settings, services: Sequence[str], *, gpu: str) -> Parts:
     meters = meters_for(settings.metrics_listen, services=services, pools=[pool.name for pool in pools])
     return Parts(
         settings=settings, services=services, pools=pools, tls=settings.tls, meters=meters, database=database, catalog=catalog,
-        ledger=JobLedger(database), spool=spool, public_key=public_key, tokens=tokens, internal_token_file=internal_token_file,
+        ledger=JobLedger(database, meters=meters), spool=spool, public_key=public_key, tokens=tokens,
+        internal_token_file=internal_token_file,
     )  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
@@ -13,15 +14,18 @@ from atelier.errors import AtelierError, Status, failed_precondition, invalid_fi
 from atelier.jobs.checkpoints import committed, prune
 from atelier.jobs.events import attempt_event, checkpoint_event, error_bytes, log_event, state_event
 from atelier.jobs.job import ENDED, Checkpoint, Event, Job, NewJob, Output, State
+from atelier.jobs.measuring import measure
 from atelier.jobs.tables import CheckpointRow, EventRow, JobRow, RequestRow, to_job
 from atelier.ledger import ArtifactUse, Database, Place, after, now
+from atelier.meters import UNMEASURED, Meters
 
 
 class JobLedger:
     """Thread-safe; knows nothing of workers but their fencing tokens."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, meters: Meters = UNMEASURED) -> None:
         self._database = database
+        self._meters = meters
 
     # For those who ask for jobs.
 
@@ -77,8 +81,7 @@ class JobLedger:
 
     def cancel(self, name: str) -> Job:
         """Asks a job to stop; one that waits is cancelled at once, one that has ended is left as it is."""
-        with self._database.transaction() as session:
-            row = _row(session, name, lock=True)
+        with self._changing(name) as (session, row):
             if row.state == State.PENDING:
                 _end(session, row, State.CANCELLED)
             elif row.state == State.RUNNING:
@@ -88,8 +91,7 @@ class JobLedger:
 
     def delete(self, name: str) -> None:
         """Forgets a job that has ended; what it has in the store is the caller's to delete."""
-        with self._database.transaction() as session:
-            row = _row(session, name, lock=True)
+        with self._changing(name) as (session, row):
             if row.state not in ENDED:
                 raise failed_precondition("JOB_NOT_ENDED", f"{name} is {row.state}: cancel it first", state=row.state)
             for table in (EventRow, CheckpointRow, RequestRow):
@@ -110,8 +112,7 @@ class JobLedger:
 
         Nothing happens where the job is under another than the given `attempt` by now.
         """
-        with self._database.transaction() as session:
-            row = _row(session, name, lock=True)
+        with self._changing(name) as (session, row):
             if row.state in ENDED or row.state == State.PENDING or attempt not in (None, row.attempt):
                 return to_job(row)
             row.waits_for = ""
@@ -130,8 +131,7 @@ class JobLedger:
     def tell(self, name: str, *, said: Sequence[str] = (), waits_for: str) -> None:
         """What was seen of a job's worker: each sentence becomes an event, once; and what it waits for now, empty for nothing."""
         payloads = [log_event(sentence, "warning") for sentence in dict.fromkeys(said)]
-        with self._database.transaction() as session:
-            row = _row(session, name, lock=True)
+        with self._changing(name) as (session, row):
             query = select(EventRow.payload).where(EventRow.job == row.id, EventRow.payload.in_(payloads))
             known = set(session.scalars(query)) if payloads else set()
             _append(session, row, [payload for payload in payloads if payload not in known])
@@ -147,8 +147,7 @@ class JobLedger:
 
     def claim(self, name: str) -> Job:
         """Begins an attempt; every earlier one is void from now on."""
-        with self._database.transaction() as session:
-            row = _row(session, name, lock=True)
+        with self._changing(name) as (session, row):
             if row.state not in (State.PENDING, State.RUNNING):
                 raise failed_precondition("JOB_NOT_CLAIMABLE", f"{name} is {row.state}", state=row.state)
             row.attempt += 1
@@ -207,11 +206,20 @@ class JobLedger:
     def complete(self, name: str, attempt: int, *, state: State, outputs: Sequence[Output] = (), error: bytes = b"") -> Job:
         """Ends the job."""
         assert state in ENDED
-        with self._database.transaction() as session:
-            row = _fenced(session, name, attempt)
+        with self._changing(name, attempt) as (session, row):
             row.outputs = [{"role": o.role, "digest": o.digest} for o in outputs]
             _end(session, row, state, error=error)
             return to_job(row)
+
+    @contextmanager
+    def _changing(self, name: str, attempt: int | None = None) -> Iterator[tuple[Session, JobRow]]:
+        """The job's row, locked, and fenced where an attempt is given; what became of the job is measured once it is committed."""
+        with self._database.transaction() as session:
+            row = _row(session, name, lock=True) if attempt is None else _fenced(session, name, attempt)
+            before = to_job(row)
+            yield session, row
+            changed = to_job(row)
+        measure(self._meters, before, changed)
 
 
 def _row(session: Session, name: str, *, lock: bool = False) -> JobRow:
