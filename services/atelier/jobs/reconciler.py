@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -101,11 +101,9 @@ class Reconciler:
                     await self._drain()
 
     async def _pause(self) -> None:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(TICK_SECONDS):
                 await self._wake.wait()
-        except TimeoutError:
-            return
         self._wake.clear()
 
     async def _tick(self) -> None:
@@ -132,10 +130,7 @@ class Reconciler:
             await step()
             self._pauses.pop(identifier, None)
         except Exception as error:
-            if isinstance(error, NotNow):
-                logger.warning("jobs/%s: %s", identifier, error)
-            else:
-                logger.exception("jobs/%s: reconciling failed; trying again", identifier)
+            logger.warning("jobs/%s: %s", identifier, error, exc_info=not isinstance(error, NotNow))
             self._pauses[identifier] = (time.monotonic() + seconds, min(2 * seconds, LONGEST_PAUSE_SECONDS))
 
     async def _begin(self, job: Job) -> None:
