@@ -10,5 +10,5 @@ and reported as running, but nothing runs. NetworkPolicies are accepted and not 
 
 The modules: place (folders, addresses, ports), tools (what is built or installed), configuration (what the parts read), network, cgroups,
 processes (start, wait, stop), parts (the command lines), api (a client in a page), nodes, storage (the default StorageClass), images,
-machine (the order of it all); kubectl is what tests call.
+delivery (Atelier's own images), machine (the order of it all); kubectl is what tests call.
 """

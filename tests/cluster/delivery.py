@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -75,14 +76,13 @@ def deliver(place: Place, built: Sequence[Image]) -> int:
     lacking = {layer["digest"]: layer["size"] for image in built for layer in image.content["layers"] if layer["digest"] not in there}
     names = {digest: name for image in built for digest, name in image.layers.items()}
     command = images.command(place, "images", "import", "--snapshotter=overlayfs", "-")
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as importing:
-        assert importing.stdin
-        with tarfile.open(fileobj=importing.stdin, mode="w|") as archive:
-            _describe(archive, built)
-            for digest, size in lacking.items():
-                _add_layer(archive, digest, size, names[digest])
-        importing.stdin.close()
-    if importing.returncode:
+    importing = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    # A pipe that breaks is not what went wrong: the other side says that.
+    with suppress(BrokenPipeError), importing, tarfile.open(fileobj=importing.stdin, mode="w|") as archive:
+        _describe(archive, built)
+        for digest, size in lacking.items():
+            _add_layer(archive, digest, size, names[digest])
+    if importing.wait():
         raise NoImages("containerd did not take the images; what it said stands above")
     _forget_the_replaced(place)
     return len(lacking)
