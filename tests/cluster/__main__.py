@@ -68,8 +68,8 @@ def _up(place: Place) -> None:
 def _images(place: Place, only: Sequence[str]) -> None:
     began = time.monotonic()
     if (foreign := _foreign(place)) and machine.answering(place, foreign) is not None:
-        print("KUBECONFIG names another cluster: `make images`, then load them with its own tool, or push them to a registry that it pulls from")
-        print("and name that in ATELIER_IMAGE_REGISTRY")
+        print("KUBECONFIG names another cluster: `make images`, then load them with its own tool, or push them")
+        print("to a registry that it pulls from and name that in ATELIER_IMAGE_REGISTRY")
         return
     new = delivery.bring_in(place, only)
     print(f"the cluster has the images of the code as it is ({time.monotonic() - began:.0f} s; {new} new layers)")
