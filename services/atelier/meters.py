@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
-
-from atelier.errors import failed_precondition
 
 if TYPE_CHECKING:
     from atelier.ledger import Database
@@ -50,18 +48,3 @@ class Meters:
 
 
 UNMEASURED = Meters()
-
-
-def meters_for(listen: str | None, *, services: Sequence[str], pools: Sequence[str]) -> Meters:
-    """The meters of a process that runs `services`: such as Prometheus reads at `listen`, where that is set.
-
-    Raises FAILED_PRECONDITION where the extra `control` is not installed.
-    """
-    if not listen:
-        return UNMEASURED
-    try:
-        from atelier.metrics import Metrics
-    except ModuleNotFoundError as error:
-        sentence = "ATELIER_METRICS_LISTEN needs prometheus-client: pip install 'atelier[control]'"
-        raise failed_precondition("METRICS_NOT_INSTALLED", sentence) from error
-    return Metrics(listen, services=services, pools=pools)

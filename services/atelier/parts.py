@@ -15,10 +15,10 @@ from atelier.artifacts.manifest import File, Kind, Manifest, hash_file
 from atelier.artifacts.signing import signing_keys
 from atelier.artifacts.spool import Spool
 from atelier.artifacts.store import Store
-from atelier.errors import AtelierError
+from atelier.errors import AtelierError, failed_precondition
 from atelier.jobs.ledger import JobLedger
 from atelier.ledger import Database
-from atelier.meters import Meters, meters_for
+from atelier.meters import UNMEASURED, Meters
 from atelier.migrations import migrate
 from atelier.pools import Pool
 from atelier.rpc.auth import Tokens
@@ -133,3 +133,18 @@ def _sweep(store: Store, spool: Spool, *, alone: bool) -> None:
         store.sweep_blobs(older_than=ABANDONED)
     except AtelierError as error:
         logger.warning("unused files are kept: %s", error)
+
+
+def meters_for(listen: str | None, *, services: Sequence[str], pools: Sequence[str]) -> Meters:
+    """The meters of a process that runs `services`: such as Prometheus reads at `listen`, where that is set.
+
+    Raises FAILED_PRECONDITION where the extra `control` is not installed.
+    """
+    if not listen:
+        return UNMEASURED
+    try:
+        from atelier.metrics import Metrics
+    except ModuleNotFoundError as error:
+        sentence = "ATELIER_METRICS_LISTEN needs prometheus-client: pip install 'atelier[control]'"
+        raise failed_precondition("METRICS_NOT_INSTALLED", sentence) from error
+    return Metrics(listen, services=services, pools=pools)

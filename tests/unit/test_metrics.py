@@ -25,9 +25,10 @@ from atelier.errors import unavailable
 from atelier.jobs.job import NewJob, State
 from atelier.jobs.ledger import JobLedger
 from atelier.ledger import Database
-from atelier.meters import UNMEASURED, meters_for
+from atelier.meters import UNMEASURED
 from atelier.metrics import Metrics
 from atelier.migrations import migrate
+from atelier.parts import meters_for
 from atelier.rpc.tls import Tls
 from atelier.server.standing import Standing
 from atelier.settings import SERVICES
