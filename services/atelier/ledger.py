@@ -105,6 +105,7 @@ class Database:
         if self.engine.dialect.name == "sqlite":
             event.listen(self.engine, "connect", _configure_sqlite)
             event.listen(self.engine, "begin", _begin_immediate)
+        self._reader = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
@@ -113,6 +114,15 @@ class Database:
         Raises UNAVAILABLE where the database does not answer, RESOURCE_EXHAUSTED where its disk is full.
         """
         with _answering(), Session(self.engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A session that only reads: each query sees what is there at its moment, at the cost of one round trip, and waits for no write.
+
+        Raises UNAVAILABLE as `transaction` does.
+        """
+        with _answering(), Session(self._reader) as session:
             yield session
 
     @contextmanager
@@ -198,6 +208,8 @@ def _use_wal(cursor: Any) -> None:
             time.sleep(0.02)
 
 
-def _begin_immediate(connection: Any) -> None:
+def _begin_immediate(connection: Connection) -> None:
+    if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":  # a reader
+        return
     # A read that turns into a write would fail with SQLITE_BUSY at once, whatever the timeout; taking the lock first waits for it.
     connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -88,6 +88,15 @@ def test_a_write_that_another_was_faster_with_begins_again(database: Database) -
     assert calls == ([False, True] if database.engine.dialect.name == "postgresql" else [False])
 
 
+def test_who_reads_waits_for_nobody_that_writes(database: Database) -> None:
+    ledger = JobLedger(database)
+    name = ledger.submit(new()).name
+    with ThreadPoolExecutor(1) as pool, database.transaction() as session:
+        session.execute(text("UPDATE jobs SET waits_for = 'a device'"))
+        assert pool.submit(ledger.get, name).result(timeout=5).waits_for == ""
+    assert ledger.get(name).waits_for == "a device"
+
+
 def test_a_ledger_that_is_away_is_unavailable() -> None:
     database = Database(f"postgresql://nobody@127.0.0.1:{servers.free_port()}/none")
     for call in (lambda: JobLedger(database).get("jobs/none"), lambda: migrate(database)):

@@ -102,14 +102,14 @@ class Catalog:
 
     def get(self, name: str) -> Record:
         """By `artifacts/{digest}`, digest, a unique beginning of 8 digits or more, or tag. Raises NOT_FOUND."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             row = self._row(session, name)
             tags = tuple(session.scalars(select(TagRow.tag).where(TagRow.digest == row.digest).order_by(TagRow.tag)))
         return self._record(row, tags)
 
     def resolve(self, name: str) -> str:
         """The digest behind a name."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             return self._row(session, name).digest
 
     def list(self, kind: Kind | None, *, page_size: int, page_token: str) -> tuple[list[Record], str]:
@@ -118,7 +118,7 @@ class Catalog:
         query = query.where(after(Place.read(page_token), ArtifactRow.create_time, ArtifactRow.digest))
         if kind is not None:
             query = query.where(ArtifactRow.kind == str(kind))
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             rows = list(session.scalars(query))
             tags: dict[str, list[str]] = {}
             for tag in session.scalars(select(TagRow).where(TagRow.digest.in_([r.digest for r in rows])).order_by(TagRow.tag)):
@@ -166,7 +166,7 @@ class Catalog:
         query = (
             select(ArtifactRow.digest).where(ArtifactRow.kind == str(kind), ArtifactRow.key == key).order_by(ArtifactRow.create_time.desc())
         )
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             digest = session.scalars(query.limit(1)).first()
         return self.get(digest) if digest else None
 

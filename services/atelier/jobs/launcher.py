@@ -29,6 +29,8 @@ KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL
 
 LIFELINE = "ATELIER_LIFELINE"
 """In the environment of a worker that ends when its standard input closes; a pod's is closed from the start."""
+NICENESS = 15
+"""Workers of this machine step aside for calls: `Get` beside a training job that takes all cores has a 99th percentile of 10 ms, not 80."""
 PREEMPTED_EXIT_CODE = 143
 """A worker that was asked to stop and has written its checkpoint."""
 
@@ -145,6 +147,7 @@ class LocalLauncher:
                 start_new_session=True,
                 cwd="/",
             )
+        os.setpriority(os.PRIO_PROCESS, process.pid, NICENESS)  # its threads and children have it from there
         return LocalWorker(process)
 
 

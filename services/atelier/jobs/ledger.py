@@ -57,7 +57,7 @@ class JobLedger:
 
     def get(self, name: str) -> Job:
         """By `jobs/{id}`. Raises NOT_FOUND."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             return to_job(_row(session, name))
 
     def page(self, *, state: State | None, page_size: int, page_token: str) -> tuple[list[Job], str]:
@@ -66,14 +66,14 @@ class JobLedger:
         query = query.where(after(Place.read(page_token), JobRow.create_time, JobRow.id))
         if state is not None:
             query = query.where(JobRow.state == state)
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             jobs = [to_job(row) for row in session.scalars(query)]
         page, more = jobs[:page_size], len(jobs) > page_size
         return page, Place(time=page[-1].create_time, key=page[-1].id).token if more else ""
 
     def events(self, name: str, *, after_sequence: int, limit: int = 500) -> tuple[list[Event], Job]:
         """The events after a sequence, and the job as it is in the same moment."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             row = _row(session, name)
             query = select(EventRow).where(EventRow.job == row.id, EventRow.sequence > after_sequence)
             rows = session.scalars(query.order_by(EventRow.sequence).limit(limit))
@@ -104,7 +104,7 @@ class JobLedger:
         """Jobs of these services that are not over, oldest first."""
         states = [str(state) for state in State if state not in ENDED]
         query = select(JobRow).where(JobRow.service.in_(services), JobRow.state.in_(states)).order_by(JobRow.create_time)
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             return [to_job(row) for row in session.scalars(query)]
 
     def requeue(self, name: str, reason: str, *, counts: bool, budget: int, attempt: int | None = None) -> Job:
@@ -195,7 +195,7 @@ class JobLedger:
 
     def checkpoints(self, name: str) -> list[Checkpoint]:
         """A job's checkpoints, rising."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             return committed(session, _row(session, name).id)
 
     def forget_checkpoints(self, name: str) -> None:

@@ -32,6 +32,6 @@ def standing(database: Database, services: Sequence[str]) -> list[Standing]:
         .where(JobRow.state.in_([str(state) for state in UNENDED]), JobRow.service.in_(services))
         .group_by(JobRow.service, JobRow.state)
     )
-    with database.transaction() as session:
+    with database.reading() as session:
         rows = session.execute(query).all()
     return [Standing(service=service, state=State(state), count=count, oldest=oldest) for service, state, count, oldest in rows]

@@ -102,12 +102,12 @@ class DeploymentLedger:
 
     def get(self, name: str) -> Deployment:
         """By `deployments/{id}`. Raises NOT_FOUND."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             return _deployment(_row(session, name))
 
     def all(self) -> list[Deployment]:
         """All, by name."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             return [_deployment(row) for row in session.scalars(select(DeploymentRow).order_by(DeploymentRow.id))]
 
     def delete(self, name: str) -> None:
@@ -134,13 +134,13 @@ class DeploymentLedger:
     def reports(self, pool: str) -> Sequence[bytes]:
         """The reports of replicas that are there."""
         query = select(ReportRow.content).where(ReportRow.pool == pool, ReportRow.time > now() - FRESH).order_by(ReportRow.replica)
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             return list(session.scalars(query))
 
     def last_reports(self, pool: str) -> Sequence[bytes]:
         """What the last replicas of a pool have reported that there were together, however long ago."""
         newest = select(func.max(ReportRow.time)).where(ReportRow.pool == pool)
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             moment = session.scalar(newest)
             if moment is None:
                 return []

@@ -50,7 +50,7 @@ class PoolStates:
 
     def get(self, pool: str) -> PoolState:
         """By the pool's name; an empty one where nobody has looked yet."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             row = session.get(PoolStateRow, pool)
             content = dict(row.content) if row is not None else {}
         nodes = tuple(PoolNode(**_known(PoolNode, node)) for node in content.get("nodes", ()))

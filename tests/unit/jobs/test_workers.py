@@ -17,7 +17,7 @@ from installation import Installation, attempts, open_installation, working
 
 from atelier.artifacts.signing import PUBLIC
 from atelier.jobs.job import ENDED, Job, State
-from atelier.jobs.launcher import PREEMPTED_EXIT_CODE
+from atelier.jobs.launcher import NICENESS, PREEMPTED_EXIT_CODE
 from atelier.jobs.ledger import JobLedger
 from atelier.jobs.messages import event_to_message
 from atelier.jobs.submission import Submission, Work
@@ -181,6 +181,7 @@ async def test_no_worker_survives_the_death_of_its_control_process(tmp_path: Pat
     script = PARENT.format(folder=str(Path(__file__).parent), data=str(tmp_path))
     parent = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": ":".join(sys.path)})
     await until_checkpoint(installation.ledger, name)
+    assert {os.getpriority(os.PRIO_PROCESS, int(process)) for process in workers_of(name)} == {NICENESS}
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     end = time.monotonic() + 10
