@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from atelier import telemetry
+from atelier import telemetry, tracing
 from atelier.client.address import Address
 from atelier.errors import AtelierError, failed_precondition
 from atelier.rpc.auth import Tokens
@@ -101,7 +101,8 @@ def inside(data: Path, *, serving: bool = False) -> Iterator[Address]:
 
 
 def _run(settings: Settings, services: Sequence[str], *, on_ready: Callable[[Address], None], announce: bool) -> None:
-    with _logged(settings, "atelier" if announce else services[0]), _locked(settings.data, services):
+    name = "up" if announce else services[0]
+    with _logged(settings, "atelier" if announce else name), _locked(settings.data, services), _traced(name):
         run_file = settings.data / RUN_FILE
 
         def ready(address: Address) -> None:
@@ -182,6 +183,15 @@ def _logged(settings: Settings, name: str) -> Iterator[None]:
         yield
     finally:
         undo()
+
+
+@contextmanager
+def _traced(name: str) -> Iterator[None]:
+    end = tracing.begin(name, os.environ)
+    try:
+        yield
+    finally:
+        end()
 
 
 @contextmanager

@@ -55,6 +55,12 @@ def request_id() -> str:
     return _call.get().request_id
 
 
+def about_call() -> dict[str, str]:
+    """What a trace shows of the call: its id, and the job that it is about."""
+    call = _call.get()
+    return {"atelier.request_id": call.request_id} | ({"atelier.job": call.job} if call.job else {})
+
+
 class TextFormatter(logging.Formatter):
     """A line for people."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,11 +44,11 @@ class Installation:
         return last
 
 
-def start(stack: ExitStack, data: Path) -> Installation:
+def start(stack: ExitStack, data: Path, environment: Mapping[str, str]) -> Installation:
     port, serve_port = free_port(), free_port()
-    environment = {"ATELIER_SERVE_PORT": str(serve_port), "ATELIER_REPLICA_THREADS": "1", "ATELIER_WORKER_THREADS": "1"}
+    own = {"ATELIER_SERVE_PORT": str(serve_port), "ATELIER_REPLICA_THREADS": "1", "ATELIER_WORKER_THREADS": "1"}
     arguments = ["--data", str(data), "up", "--listen", f"127.0.0.1:{port}"]
-    process = stack.enter_context(command(arguments, log=data.with_suffix(".txt"), environment=environment))
+    process = stack.enter_context(command(arguments, log=data.with_suffix(".txt"), environment={**own, **environment}))
     return Installation(process=process, data=data, port=port, serve_port=serve_port, client=None)  # type: ignore[arg-type]
 
 

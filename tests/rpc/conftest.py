@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
+from collector import Collector, collector
 from processes import connect, until_healthy
 from serving import Installation, start
 
@@ -13,10 +14,17 @@ from atelier.v1 import server_pb2
 
 
 @pytest.fixture(scope="package")
-def installations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Installation, Installation]]:
+def traces() -> Iterator[Collector]:
+    """Where the installations send their spans."""
+    with collector() as found:
+        yield found
+
+
+@pytest.fixture(scope="package")
+def installations(traces: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Installation, Installation]]:
     folder = tmp_path_factory.mktemp("serving")
     with ExitStack() as stack:
-        both = start(stack, folder / "a"), start(stack, folder / "b")
+        both = start(stack, folder / "a", traces.environment), start(stack, folder / "b", traces.environment)
         for one in both:
             until_healthy(one.port, log=one.data.with_suffix(".txt"))
             one.client = stack.enter_context(connect(one.port, one.data))

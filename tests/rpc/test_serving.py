@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import Any
 import grpc
 import psutil
 import pytest
+from collector import Collector
 from PIL import Image
 from processes import of_folder
 from serving import Installation, refused
@@ -19,7 +21,17 @@ from atelier.cli.lineage import lineage_of
 from atelier.errors import Status
 from atelier.rpc.channel import bearer
 from atelier.rpc.status import from_call
-from atelier.v1 import converter_pb2, image_pb2, job_pb2, replica_pb2, replica_pb2_grpc, server_pb2, server_pb2_grpc, trainer_pb2
+from atelier.v1 import (
+    converter_pb2,
+    image_pb2,
+    image_pb2_grpc,
+    job_pb2,
+    replica_pb2,
+    replica_pb2_grpc,
+    server_pb2,
+    server_pb2_grpc,
+    trainer_pb2,
+)
 
 
 def test_two_installations_draw_at_once_and_one_outlives_the_other(installations: tuple[Installation, Installation]) -> None:
@@ -32,6 +44,21 @@ def test_two_installations_draw_at_once_and_one_outlives_the_other(installations
     assert of_folder(second.data) == []
     assert first.picture(seed=7).png == pictures[0]
     assert first.replica().is_running()
+
+
+def test_a_picture_is_one_trace_from_the_client_into_the_replica(atelier: Installation, traces: Collector) -> None:
+    trace = secrets.token_hex(16)
+    request = image_pb2.GenerateRequest(prompt="a fox nobody sees", deployment="base", steps=2, width=64, height=64)
+    token = (atelier.data / "keys" / "token").read_text()
+    metadata = (*bearer(token), ("traceparent", f"00-{trace}-{secrets.token_hex(8)}-01"))
+    with grpc.insecure_channel(f"127.0.0.1:{atelier.port}") as channel:
+        list(image_pb2_grpc.ImagesStub(channel).Generate(request, metadata=metadata, timeout=60))
+    found = {(span.service, span.kind): span for span in traces.of(trace, count=3)}
+    gateway, passed, replica = found["atelier-up", 2], found["atelier-up", 3], found["atelier-replica", 2]
+    assert (passed.parent, replica.parent) == (gateway.id, passed.id)
+    assert passed.attributes["atelier.pool"] == "local" and replica.events == ["first step", "picture"]
+    assert gateway.attributes["atelier.request_id"] == replica.attributes["atelier.request_id"]
+    assert "fox" not in str(traces.spans)
 
 
 def test_serves_own_port_answers_the_internal_token_alone(atelier: Installation) -> None:

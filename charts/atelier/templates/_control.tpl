@@ -15,6 +15,18 @@
 {{- end }}
 {{- end -}}
 
+{{/* Where spans go, for OpenTelemetry's SDK; nothing where they go nowhere. */}}
+{{- define "atelier.tracingEnvironment" -}}
+{{- with .Values.tracing.endpoint }}
+- name: OTEL_EXPORTER_OTLP_ENDPOINT
+  value: {{ . | quote }}
+- name: OTEL_TRACES_SAMPLER
+  value: parentbased_traceidratio
+- name: OTEL_TRACES_SAMPLER_ARG
+  value: {{ $.Values.tracing.ratio | quote }}
+{{- end }}
+{{- end -}}
+
 {{/* Environment of a service: (dict "root" $ "service" "server"). */}}
 {{- define "atelier.environment" -}}
 {{- $root := .root -}}
@@ -29,6 +41,7 @@
   value: {{ $name }}-{{ .service }}
 - name: ATELIER_HEALTH_LISTEN
   value: "0.0.0.0:{{ $ports.health }}"
+{{- include "atelier.tracingEnvironment" .root }}
 - name: ATELIER_METRICS_LISTEN
   value: "0.0.0.0:{{ $ports.metrics }}"
 - name: ATELIER_DRAIN_SECONDS

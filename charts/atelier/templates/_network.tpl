@@ -69,6 +69,13 @@ ports:
   {{- include "atelier.policyPorts" .place.ports | nindent 2 }}
 {{- end -}}
 
+{{/* Rule for the collector of traces, where there is one. */}}
+{{- define "atelier.toCollector" -}}
+{{- if .Values.tracing.endpoint -}}
+{{- include "atelier.toPlace" (dict "root" . "place" .Values.networkPolicy.tracing) -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Who may read metrics, as peers; nothing where nobody does. */}}
 {{- define "atelier.metricsPeers" -}}
 {{- if .Values.networkPolicy.metrics -}}

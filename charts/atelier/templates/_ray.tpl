@@ -65,6 +65,7 @@
   value: warning
 - name: ATELIER_LOG_JSON
   value: "true"
+{{- include "atelier.tracingEnvironment" . }}
 # A node that has lost its head ends and joins the next one.
 - name: RAY_gcs_rpc_server_reconnect_timeout_s
   value: "15"

@@ -8,13 +8,13 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext
 from typing import Any
 
 import grpc
 from google.protobuf.message import Message
 
-from atelier import telemetry
+from atelier import telemetry, tracing
 from atelier.errors import AtelierError, Status, invalid
 from atelier.meters import Meters
 from atelier.rpc.status import abort_arguments
@@ -27,7 +27,10 @@ Authorize = Callable[[str, Mapping[str, str]], None]
 """Takes the full method name and the call's metadata; raises AtelierError (UNAUTHENTICATED, PERMISSION_DENIED) to refuse."""
 
 QUIET = ("/grpc.health.v1.Health/", "/atelier.v1.Attempts/Heartbeat", "/atelier.v1.Attempts/Append", "/atelier.v1.Replicas/Report")
-"""Calls that come all the time: logged only when they fail."""
+"""Calls that come all the time: logged only when they fail, and never traced."""
+
+OURS = ("UNKNOWN", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "DATA_LOSS")
+"""Statuses that are a server's failures in a trace; the others are its clients'."""
 
 ENDLESS = ("/atelier.v1.Jobs/WatchJob", "/grpc.health.v1.Health/Watch", "/grpc.reflection.")
 """Streams that may last for hours: a server that stops ends them, and who watches goes on elsewhere from where it was."""
@@ -62,21 +65,24 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         begin, code = time.monotonic(), "OK"
         error: AtelierError | None = None
         self._meters.call_began(method)
-        try:
-            self._authorize(method, metadata)
-            yield
-        except AtelierError as caught:
-            error = caught
-        except grpc.aio.AbortError:  # a handler that aborts by itself, as health and reflection do
-            code = context.code().name
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            code = "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"
-            raise
-        except Exception as caught:
-            error = _unexpected(method, caught)
-        finally:
-            self._ended(method, error.status.name if error else code, time.monotonic() - begin)
+        with _traced(method, metadata) as span:
+            try:
+                self._authorize(method, metadata)
+                yield
+            except AtelierError as caught:
+                error = caught
+            except grpc.aio.AbortError:  # a handler that aborts by itself, as health and reflection do
+                code = context.code().name
+                raise
+            except (asyncio.CancelledError, GeneratorExit):
+                code = "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"
+                raise
+            except Exception as caught:
+                error = _unexpected(method, caught)
+            finally:
+                code = error.status.name if error else code
+                self._ended(method, code, time.monotonic() - begin)
+                _say(span, method, code)
         if error is not None:
             status, sentence, trailing = abort_arguments(error)
             await context.abort(status, sentence, (*trailing, *named))
@@ -86,6 +92,20 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         level = logging.DEBUG if method.startswith(QUIET) and code == "OK" else logging.INFO
         figures = {"code": code, "seconds": round(seconds, 4)}
         logger.log(level, "%s %s %.1f ms", method, code, 1000 * seconds, extra=figures)
+
+
+def _traced(method: str, metadata: Mapping[str, str]) -> AbstractContextManager[tracing.Span]:
+    if method.startswith(QUIET):
+        return nullcontext(tracing.NOTHING)
+    return tracing.span(method[1:], kind="server", metadata=metadata)
+
+
+def _say(span: tracing.Span, method: str, code: str) -> None:
+    service, _, name = method[1:].partition("/")
+    span.say({"rpc.system": "grpc", "rpc.service": service, "rpc.method": name})
+    span.say({"rpc.grpc.status_code": grpc.StatusCode[code].value[0], **telemetry.about_call()})
+    if code in OURS:
+        span.fail(code)
 
 
 def _unexpected(method: str, error: Exception) -> AtelierError:

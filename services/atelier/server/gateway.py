@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 
-from atelier import telemetry
+from atelier import telemetry, tracing
 from atelier.errors import AtelierError, Status, Violation, invalid, not_found, unavailable
 from atelier.meters import UNMEASURED, Meters
 from atelier.rpc.channel import bearer
@@ -32,6 +32,7 @@ MAX_PIXELS = 1024 * 1344
 """Of a picture: as PNG it then fits into a message of 4 MiB, gRPC's default, whatever it shows."""
 MAX_SECONDS = 600.0
 """Deadline of a call that brings none."""
+SAMPLE = "atelier.v1.Sampling/Sample"
 UNKNOWN_TO_PROXY = "POOL_NOT_READY"
 """A proxy that has just begun may not know of an application yet that others know."""
 
@@ -97,8 +98,9 @@ class ImagesServicer(image_pb2_grpc.ImagesServicer):
         proxy: Proxy | None = None
         for attempt in (1, 2):
             pictures, proxy = 0, await self._proxy(other_than=proxy)
-            with self._proxies.calling(proxy) as sampling:
-                call = sampling.Sample(sample, metadata=metadata, timeout=end - time.monotonic())
+            with self._proxies.calling(proxy) as sampling, tracing.span(SAMPLE, kind="client") as span:
+                span.say({"atelier.pool": deployment.pool, "atelier.deployment": deployment.name, "atelier.attempt": attempt})
+                call = sampling.Sample(sample, metadata=(*metadata, *span.metadata), timeout=end - time.monotonic())
                 try:
                     async for response in call:
                         pictures += response.WhichOneof("part") == "image"
@@ -107,6 +109,7 @@ class ImagesServicer(image_pb2_grpc.ImagesServicer):
                     if pictures == sample.request.count:
                         return
                 except grpc.aio.AioRpcError as error:
+                    span.fail(error.code().name)
                     found = _translate(error)
                     if found is not None and (attempt == 2 or found.reason != UNKNOWN_TO_PROXY):
                         raise found from None

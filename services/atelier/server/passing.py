@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from atelier import telemetry
+from atelier import telemetry, tracing
 from atelier.errors import unavailable
 from atelier.rpc.channel import aio_channel
 from atelier.rpc.status import from_call
@@ -43,12 +43,15 @@ class PassThrough(grpc.GenericRpcHandler):  # type: ignore[misc]
             metadata = [(k, v) for k, v in context.invocation_metadata() or () if k == "authorization"]
             metadata.append((telemetry.REQUEST_ID, telemetry.request_id()))
             call: Any = channel.unary_unary(method)
-            try:
-                answer: bytes = await call(request, metadata=metadata, timeout=context.time_remaining())
-            except grpc.aio.AioRpcError as error:
-                if error.code() is grpc.StatusCode.UNAVAILABLE:
-                    raise unavailable("SERVICE_UNAVAILABLE", f"{path.partition('/')[0]} does not answer", retry_after_seconds=1.0) from None
-                raise from_call(error) from None
+            with tracing.span(method[1:], kind="client") as span:
+                try:
+                    answer: bytes = await call(request, metadata=[*metadata, *span.metadata], timeout=context.time_remaining())
+                except grpc.aio.AioRpcError as error:
+                    span.fail(error.code().name)
+                    if error.code() is grpc.StatusCode.UNAVAILABLE:
+                        sentence = f"{path.partition('/')[0]} does not answer"
+                        raise unavailable("SERVICE_UNAVAILABLE", sentence, retry_after_seconds=1.0) from None
+                    raise from_call(error) from None
             return answer
 
         return grpc.unary_unary_rpc_method_handler(forward)

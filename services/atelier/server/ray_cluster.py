@@ -149,8 +149,8 @@ def _arguments(ports: list[int], labels: dict[str, str], num_cpus: int) -> list[
 def _environment(token: str, folder: Path) -> dict[str, str]:
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
     return {
-        # AWS_...: the store may be an S3, which replicas read by themselves.
-        **{name: value for name, value in os.environ.items() if name in kept or name.startswith("AWS_")},
+        # AWS_...: the store may be an S3, which replicas read by themselves. OTEL_...: where their traces go.
+        **{name: value for name, value in os.environ.items() if name in kept or name.startswith(("AWS_", "OTEL_"))},
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -6,20 +6,21 @@ import asyncio
 import hmac
 import os
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 from ray import serve
 
-from atelier import telemetry
+from atelier import telemetry, tracing
 from atelier.errors import AtelierError, Status
 from atelier.rpc.auth import Tokens
 from atelier.rpc.status import abort_arguments
 from atelier.server.replica_settings import ReplicaSettings
 from atelier.v1 import image_pb2, replica_pb2
 
+SAMPLE = "atelier.v1.Sampling/Sample"
 STUCK_SECONDS = 300.0
 """A UNet call that takes longer has hung: the replica is replaced."""
 
@@ -35,6 +36,7 @@ class Replica:
         settings = ReplicaSettings.read(Path(settings_path))
         # Into a file of the installation's where there is one: Ray's own log folder ends with Ray.
         telemetry.log_into(Path(settings.log) if settings.log else None, as_json=telemetry.wants_json(os.environ), logger="atelier")
+        tracing.begin("replica", os.environ)
         self._tokens = Tokens(Path(settings.internal_token_file))
         self._node = Node(settings, token=self._tokens.all[0], replica=secrets.token_hex(4), on_tick=StepMeters().measure)
 
@@ -43,46 +45,55 @@ class Replica:
 
         Serve's proxy learns status and details with a message only, so an error sends one more, empty message.
         """
-        try:
-            self._admit(grpc_context)
-            async with aclosing(self._pictures(request)) as responses:
-                async for response in responses:
-                    yield response
-        except AtelierError as error:
-            _set_error(grpc_context, error)
-            yield image_pb2.GenerateResponse()
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            self._node.logger.exception("a request failed")
-            _set_error(grpc_context, AtelierError(Status.INTERNAL, "REPLICA_FAILED", "the replica failed; its log has the traceback"))
-            yield image_pb2.GenerateResponse()
+        metadata = {str(key): str(value) for key, value in grpc_context.invocation_metadata() or ()}
+        telemetry.begin_call(f"/{SAMPLE}", metadata.get(telemetry.REQUEST_ID, ""))
+        with tracing.span(SAMPLE, kind="server", metadata=metadata) as span:
+            span.say(telemetry.about_call())
+            try:
+                self._admit(metadata)
+                async with aclosing(self._pictures(request, span)) as responses:
+                    async for response in responses:
+                        yield response
+            except AtelierError as error:
+                span.fail(error.status.name)
+                _set_error(grpc_context, error)
+                yield image_pb2.GenerateResponse()
+            except asyncio.CancelledError:
+                raise
+            except Exception:
+                span.fail(Status.INTERNAL.name)
+                self._node.logger.exception("a request failed")
+                _set_error(grpc_context, AtelierError(Status.INTERNAL, "REPLICA_FAILED", "the replica failed; its log has the traceback"))
+                yield image_pb2.GenerateResponse()
 
     def check_health(self) -> None:
         """Raises when the device hangs or is lost: Serve replaces the replica."""
         self._node.check_health(stuck_seconds=STUCK_SECONDS)
 
-    async def _pictures(self, request: replica_pb2.SampleRequest) -> AsyncGenerator[image_pb2.GenerateResponse]:
+    async def _pictures(self, request: replica_pb2.SampleRequest, span: tracing.Span) -> AsyncGenerator[image_pb2.GenerateResponse]:
         engines = list(request.engines)
         variant = self._node.held(request.model, engines)
         if variant is None:
-            variant = await asyncio.to_thread(self._node.variant, request.model, engines)
+            with tracing.span("bring the model into memory"):
+                variant = await asyncio.to_thread(self._node.variant, request.model, engines)
         loop = asyncio.get_running_loop()
         outbox = Outbox(loop)
         work = self._node.submit(request.request, variant, outbox)
+        stepped = False
         try:
             while True:
                 response = await outbox.next()
                 if response is None:
                     return
+                if not stepped or response.HasField("image"):
+                    stepped = True
+                    span.event("picture" if response.HasField("image") else "first step")
                 yield response
         finally:
             work.cancelled.set()
 
-    def _admit(self, grpc_context: Any) -> None:
-        """Whose call it is; raises UNAUTHENTICATED where it may not be made."""
-        metadata = {str(key): str(value) for key, value in grpc_context.invocation_metadata() or ()}
-        telemetry.begin_call("/atelier.v1.Sampling/Sample", metadata.get(telemetry.REQUEST_ID, ""))
+    def _admit(self, metadata: Mapping[str, str]) -> None:
+        """Raises UNAUTHENTICATED where the call may not be made."""
         given = metadata.get("authorization", "").encode()
         if not any([hmac.compare_digest(given, f"Bearer {token}".encode()) for token in self._tokens.all]):
             raise AtelierError(Status.UNAUTHENTICATED, "TOKEN_MISSING_OR_WRONG", "call the gateway, not Ray Serve's own port")
