@@ -107,9 +107,12 @@ def _serving(parts: Parts) -> Serving | None:
 
 def _reconciler(parts: Parts, tokens: JobTokens, internal_target: str) -> Reconciler:
     services, settings = parts.job_services, parts.settings
+    # Where other processes may run the same services on the same ledger, one of them starts workers.
+    several = parts.database.shared or settings.launcher == "kubernetes"
+    lease = Lease(database=parts.database, name="-".join(["workers", *services])) if several else None
     if settings.launcher == "local":
         launcher: Launcher = _local_launcher(parts, tokens, internal_target)
-        return Reconciler(ledger=parts.ledger, launcher=launcher, services=services, max_workers=settings.max_workers)
+        return Reconciler(ledger=parts.ledger, launcher=launcher, services=services, lease=lease, max_workers=settings.max_workers)
     from atelier.kubernetes.launcher import KubernetesLauncher
     from atelier.kubernetes.objects import core
 
@@ -118,8 +121,6 @@ def _reconciler(parts: Parts, tokens: JobTokens, internal_target: str) -> Reconc
     launcher = KubernetesLauncher(
         api, namespace=namespace, manifests=settings.workers_dir, services=services, pools=parts.pools, token_of=tokens.token
     )
-    # Other processes may run the same services on the same ledger: one of them starts workers.
-    lease = Lease(database=parts.database, name="-".join(["workers", *services]))
     return Reconciler(ledger=parts.ledger, launcher=launcher, services=services, lease=lease, max_workers=0)
 
 

@@ -107,6 +107,11 @@ class Database:
             event.listen(self.engine, "begin", _begin_immediate)
         self._reader = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
+    @property
+    def shared(self) -> bool:
+        """Whether processes that hold no lock of the data folder's may work on it too."""
+        return self.engine.dialect.name != "sqlite"
+
     @contextmanager
     def transaction(self) -> Iterator[Session]:
         """A session that commits at the end, or rolls back and raises. Keep it short: SQLite lets one write at a time.

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+
+import pytest
+import servers
+from sqlalchemy import select
 
 from atelier import app
 from atelier.artifacts.catalog import Catalog
@@ -11,6 +18,7 @@ from atelier.artifacts.store import Store
 from atelier.client import Client
 from atelier.jobs.job import Checkpoint, NewJob
 from atelier.jobs.ledger import JobLedger
+from atelier.lease import LeaseRow
 from atelier.ledger import Database
 from atelier.settings import read
 
@@ -36,3 +44,32 @@ def test_the_checkpoints_of_a_run_go_with_its_record(tmp_path: Path) -> None:
         assert store.object(f"checkpoints/{jobs[1].id}/1-00000005/weights/a") == b"x"
         assert not (tmp_path / "store" / "checkpoints" / jobs[0].id / "1-00000005" / "weights" / "a").exists()
         database.close()
+
+
+def test_of_processes_on_one_postgres_one_starts_workers_and_another_takes_over(
+    postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATELIER_LEDGER", url := servers.new_database(postgres))
+    database = Database(url)
+
+    def holder() -> str | None:
+        with database.reading() as session:
+            return session.scalar(select(LeaseRow.holder).where(LeaseRow.name == "workers-trainer-converter-compiler"))
+
+    with ExitStack() as one, ExitStack() as two:
+        one.enter_context(app.inside(tmp_path / "one"))
+        until(lambda: holder() is not None)
+        first = holder()
+        two.enter_context(app.inside(tmp_path / "two"))
+        assert holder() == first
+        one.close()
+        until(lambda: holder() not in (None, first))
+    assert holder() is None
+    database.close()
+
+
+def until(look: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not look():
+        assert time.monotonic() < end
+        time.sleep(0.05)

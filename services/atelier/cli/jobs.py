@@ -118,7 +118,9 @@ def state_of(job: job_pb2.Job) -> str:
 
 
 def progress_of(job: job_pb2.Job) -> str:
-    """Its last progress, while it runs."""
+    """What it waits for, or its last progress while it runs."""
+    if job.waits_for:
+        return f"waits: {job.waits_for}"
     if job.state not in (job_pb2.JOB_STATE_RUNNING, job_pb2.JOB_STATE_CANCELLING):
         return ""
     progress = job.progress

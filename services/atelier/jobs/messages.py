@@ -20,6 +20,7 @@ def to_message(job: Job) -> job_pb2.Job:
         outputs=[job_pb2.JobOutput(role=o.role, artifact=f"artifacts/{o.digest}") for o in job.outputs],
         last_sequence=job.last_sequence,
         plan=job.plan,
+        waits_for=job.waits_for,
     )
     if job.progress:
         message.progress.ParseFromString(job.progress)

@@ -27,15 +27,15 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x61telier/v1/job.proto\x12\natelier.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xe7\x01\n\x0bJobProgress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x03 \x01(\x03\x12\x11\n\x04loss\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rlearning_rate\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x0b\x65ta_seconds\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x1d\n\x10steps_per_second\x18\x07 \x01(\x01H\x03\x88\x01\x01\x42\x07\n\x05_lossB\x10\n\x0e_learning_rateB\x0e\n\x0c_eta_secondsB\x13\n\x11_steps_per_second\"!\n\x11\x43heckpointWritten\x12\x0c\n\x04step\x18\x01 \x01(\x03\"9\n\rSamplePicture\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x0b\n\x03png\x18\x03 \x01(\x0c\"\x98\x01\n\x07LogLine\x12(\n\x05level\x18\x01 \x01(\x0e\x32\x19.atelier.v1.LogLine.Level\x12\x0f\n\x07message\x18\x02 \x01(\t\"R\n\x05Level\x12\x15\n\x11LEVEL_UNSPECIFIED\x10\x00\x12\x0e\n\nLEVEL_INFO\x10\x01\x12\x11\n\rLEVEL_WARNING\x10\x02\x12\x0f\n\x0bLEVEL_ERROR\x10\x03\"0\n\rAttemptChange\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xd7\x02\n\x08JobEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x14.atelier.v1.JobStateH\x00\x12+\n\x08progress\x18\x04 \x01(\x0b\x32\x17.atelier.v1.JobProgressH\x00\x12\x33\n\ncheckpoint\x18\x05 \x01(\x0b\x32\x1d.atelier.v1.CheckpointWrittenH\x00\x12+\n\x06sample\x18\x06 \x01(\x0b\x32\x19.atelier.v1.SamplePictureH\x00\x12\"\n\x03log\x18\x07 \x01(\x0b\x32\x13.atelier.v1.LogLineH\x00\x12,\n\x07\x61ttempt\x18\x08 \x01(\x0b\x32\x19.atelier.v1.AttemptChangeH\x00\x42\x07\n\x05\x65vent\"+\n\tJobOutput\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\"\x98\x03\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x04spec\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.atelier.v1.JobState\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\x05\x12)\n\x08progress\x18\x05 \x01(\x0b\x32\x17.atelier.v1.JobProgress\x12&\n\x07outputs\x18\x06 \x03(\x0b\x32\x15.atelier.v1.JobOutput\x12!\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x12.google.rpc.Status\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rlast_sequence\x18\x0b \x01(\x03\x12\x0c\n\x04plan\x18\x0c \x03(\t\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"]\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.atelier.v1.JobState\"J\n\x10ListJobsResponse\x12\x1d\n\x04jobs\x18\x01 \x03(\x0b\x32\x0f.atelier.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Q\n\x0fWatchJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x12\x18\n\x10include_pictures\x18\x03 \x01(\x08\"U\n\x10WatchJobResponse\x12#\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x14.atelier.v1.JobEvent\x12\x1c\n\x03job\x18\x02 \x01(\x0b\x32\x0f.atelier.v1.Job\" \n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\" \n\x10\x44\x65leteJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteJobResponse*\xb5\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATE_PENDING\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x18\n\x14JOB_STATE_CANCELLING\x10\x05\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x06\x32\xd2\x02\n\x04Jobs\x12\x34\n\x06GetJob\x12\x19.atelier.v1.GetJobRequest\x1a\x0f.atelier.v1.Job\x12\x45\n\x08ListJobs\x12\x1b.atelier.v1.ListJobsRequest\x1a\x1c.atelier.v1.ListJobsResponse\x12G\n\x08WatchJob\x12\x1b.atelier.v1.WatchJobRequest\x1a\x1c.atelier.v1.WatchJobResponse0\x01\x12:\n\tCancelJob\x12\x1c.atelier.v1.CancelJobRequest\x1a\x0f.atelier.v1.Job\x12H\n\tDeleteJob\x12\x1c.atelier.v1.DeleteJobRequest\x1a\x1d.atelier.v1.DeleteJobResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x61telier/v1/job.proto\x12\natelier.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xe7\x01\n\x0bJobProgress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x03 \x01(\x03\x12\x11\n\x04loss\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rlearning_rate\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x0b\x65ta_seconds\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x1d\n\x10steps_per_second\x18\x07 \x01(\x01H\x03\x88\x01\x01\x42\x07\n\x05_lossB\x10\n\x0e_learning_rateB\x0e\n\x0c_eta_secondsB\x13\n\x11_steps_per_second\"!\n\x11\x43heckpointWritten\x12\x0c\n\x04step\x18\x01 \x01(\x03\"9\n\rSamplePicture\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x0b\n\x03png\x18\x03 \x01(\x0c\"\x98\x01\n\x07LogLine\x12(\n\x05level\x18\x01 \x01(\x0e\x32\x19.atelier.v1.LogLine.Level\x12\x0f\n\x07message\x18\x02 \x01(\t\"R\n\x05Level\x12\x15\n\x11LEVEL_UNSPECIFIED\x10\x00\x12\x0e\n\nLEVEL_INFO\x10\x01\x12\x11\n\rLEVEL_WARNING\x10\x02\x12\x0f\n\x0bLEVEL_ERROR\x10\x03\"0\n\rAttemptChange\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xd7\x02\n\x08JobEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x14.atelier.v1.JobStateH\x00\x12+\n\x08progress\x18\x04 \x01(\x0b\x32\x17.atelier.v1.JobProgressH\x00\x12\x33\n\ncheckpoint\x18\x05 \x01(\x0b\x32\x1d.atelier.v1.CheckpointWrittenH\x00\x12+\n\x06sample\x18\x06 \x01(\x0b\x32\x19.atelier.v1.SamplePictureH\x00\x12\"\n\x03log\x18\x07 \x01(\x0b\x32\x13.atelier.v1.LogLineH\x00\x12,\n\x07\x61ttempt\x18\x08 \x01(\x0b\x32\x19.atelier.v1.AttemptChangeH\x00\x42\x07\n\x05\x65vent\"+\n\tJobOutput\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\"\xab\x03\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x04spec\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.atelier.v1.JobState\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\x05\x12)\n\x08progress\x18\x05 \x01(\x0b\x32\x17.atelier.v1.JobProgress\x12&\n\x07outputs\x18\x06 \x03(\x0b\x32\x15.atelier.v1.JobOutput\x12!\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x12.google.rpc.Status\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rlast_sequence\x18\x0b \x01(\x03\x12\x0c\n\x04plan\x18\x0c \x03(\t\x12\x11\n\twaits_for\x18\r \x01(\t\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"]\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.atelier.v1.JobState\"J\n\x10ListJobsResponse\x12\x1d\n\x04jobs\x18\x01 \x03(\x0b\x32\x0f.atelier.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Q\n\x0fWatchJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x12\x18\n\x10include_pictures\x18\x03 \x01(\x08\"U\n\x10WatchJobResponse\x12#\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x14.atelier.v1.JobEvent\x12\x1c\n\x03job\x18\x02 \x01(\x0b\x32\x0f.atelier.v1.Job\" \n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\" \n\x10\x44\x65leteJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteJobResponse*\xb5\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATE_PENDING\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x18\n\x14JOB_STATE_CANCELLING\x10\x05\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x06\x32\xd2\x02\n\x04Jobs\x12\x34\n\x06GetJob\x12\x19.atelier.v1.GetJobRequest\x1a\x0f.atelier.v1.Job\x12\x45\n\x08ListJobs\x12\x1b.atelier.v1.ListJobsRequest\x1a\x1c.atelier.v1.ListJobsResponse\x12G\n\x08WatchJob\x12\x1b.atelier.v1.WatchJobRequest\x1a\x1c.atelier.v1.WatchJobResponse0\x01\x12:\n\tCancelJob\x12\x1c.atelier.v1.CancelJobRequest\x1a\x0f.atelier.v1.Job\x12H\n\tDeleteJob\x12\x1c.atelier.v1.DeleteJobRequest\x1a\x1d.atelier.v1.DeleteJobResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'atelier.v1.job_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_JOBSTATE']._serialized_start=1918
-  _globals['_JOBSTATE']._serialized_end=2099
+  _globals['_JOBSTATE']._serialized_start=1937
+  _globals['_JOBSTATE']._serialized_end=2118
   _globals['_JOBPROGRESS']._serialized_start=122
   _globals['_JOBPROGRESS']._serialized_end=353
   _globals['_CHECKPOINTWRITTEN']._serialized_start=355
@@ -53,23 +53,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBOUTPUT']._serialized_start=1000
   _globals['_JOBOUTPUT']._serialized_end=1043
   _globals['_JOB']._serialized_start=1046
-  _globals['_JOB']._serialized_end=1454
-  _globals['_GETJOBREQUEST']._serialized_start=1456
-  _globals['_GETJOBREQUEST']._serialized_end=1485
-  _globals['_LISTJOBSREQUEST']._serialized_start=1487
-  _globals['_LISTJOBSREQUEST']._serialized_end=1580
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1582
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1656
-  _globals['_WATCHJOBREQUEST']._serialized_start=1658
-  _globals['_WATCHJOBREQUEST']._serialized_end=1739
-  _globals['_WATCHJOBRESPONSE']._serialized_start=1741
-  _globals['_WATCHJOBRESPONSE']._serialized_end=1826
-  _globals['_CANCELJOBREQUEST']._serialized_start=1828
-  _globals['_CANCELJOBREQUEST']._serialized_end=1860
-  _globals['_DELETEJOBREQUEST']._serialized_start=1862
-  _globals['_DELETEJOBREQUEST']._serialized_end=1894
-  _globals['_DELETEJOBRESPONSE']._serialized_start=1896
-  _globals['_DELETEJOBRESPONSE']._serialized_end=1915
-  _globals['_JOBS']._serialized_start=2102
-  _globals['_JOBS']._serialized_end=2440
+  _globals['_JOB']._serialized_end=1473
+  _globals['_GETJOBREQUEST']._serialized_start=1475
+  _globals['_GETJOBREQUEST']._serialized_end=1504
+  _globals['_LISTJOBSREQUEST']._serialized_start=1506
+  _globals['_LISTJOBSREQUEST']._serialized_end=1599
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1601
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1675
+  _globals['_WATCHJOBREQUEST']._serialized_start=1677
+  _globals['_WATCHJOBREQUEST']._serialized_end=1758
+  _globals['_WATCHJOBRESPONSE']._serialized_start=1760
+  _globals['_WATCHJOBRESPONSE']._serialized_end=1845
+  _globals['_CANCELJOBREQUEST']._serialized_start=1847
+  _globals['_CANCELJOBREQUEST']._serialized_end=1879
+  _globals['_DELETEJOBREQUEST']._serialized_start=1881
+  _globals['_DELETEJOBREQUEST']._serialized_end=1913
+  _globals['_DELETEJOBRESPONSE']._serialized_start=1915
+  _globals['_DELETEJOBRESPONSE']._serialized_end=1934
+  _globals['_JOBS']._serialized_start=2121
+  _globals['_JOBS']._serialized_end=2459
 # @@protoc_insertion_point(module_scope)

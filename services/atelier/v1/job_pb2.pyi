@@ -362,6 +362,7 @@ class Job(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`jobs/{id}`."""
     state: Global___JobState.ValueType
@@ -370,6 +371,8 @@ class Job(_message.Message):
     """How many workers were started for it."""
     last_sequence: _builtins.int
     """Sequence of the last event."""
+    waits_for: _builtins.str
+    """What its worker waits for before it can begin, in a sentence: room in its pool, an image. Empty where it waits for nothing."""
     @_builtins.property
     def spec(self) -> _any_pb2.Any:
         """The request as it was accepted, with its defaults filled in (TrainRequest, ConvertRequest, MergeRequest or CompileRequest)."""
@@ -417,10 +420,11 @@ class Job(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         last_sequence: _builtins.int = ...,
         plan: _abc.Iterable[_builtins.str] | None = ...,
+        waits_for: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "progress", b"progress", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "last_sequence", b"last_sequence", "name", b"name", "outputs", b"outputs", "plan", b"plan", "progress", b"progress", "spec", b"spec", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "last_sequence", b"last_sequence", "name", b"name", "outputs", b"outputs", "plan", b"plan", "progress", b"progress", "spec", b"spec", "start_time", b"start_time", "state", b"state", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

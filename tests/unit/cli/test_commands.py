@@ -180,6 +180,14 @@ def test_long_flags_are_whole_in_the_help_of_a_narrow_terminal(
     assert "--pretrained_model_nam" in shown and "e_or_path" in shown and "--pretrained_model_na…" not in shown
 
 
+def test_a_job_that_waits_says_for_what(shell: Shell) -> None:
+    job = job_pb2.Job(name="jobs/j1", state=job_pb2.JOB_STATE_PENDING, waits_for="0/3 nodes are available")
+    shell.fake.answers["ListJobs"] = [job_pb2.ListJobsResponse(jobs=[job])]
+    shell.fake.answers["GetJob"] = [job]
+    for line in ("jobs list", "jobs get j1"):
+        assert shell(line) == 0 and "waits: 0/3 nodes are available" in shell.out
+
+
 def test_jobs_are_cancelled_and_deleted_by_id(shell: Shell) -> None:
     assert shell("jobs cancel j1") == 0 and shell.out == "jobs/j1 is cancelled\n"
     assert shell("jobs delete jobs/j1") == 0

@@ -6,7 +6,7 @@ import pytest
 
 from atelier.jobs.job import NewJob, State
 from atelier.jobs.ledger import JobLedger
-from atelier.jobs.messages import event_to_message
+from atelier.jobs.messages import event_to_message, to_message
 from atelier.jobs.submission import Submission, Work
 from atelier.ledger import Database
 from atelier.v1 import job_pb2, trainer_pb2
@@ -34,7 +34,7 @@ def test_a_sentence_is_an_event_once_whoever_tells_it(ledger: JobLedger, name: s
     ledger.tell(name, said=["ImagePullBackOff", SENTENCE], waits_for="ImagePullBackOff")
     warning = job_pb2.LogLine.LEVEL_WARNING
     assert lines(ledger, name) == [(warning, SENTENCE), (warning, "ImagePullBackOff")]
-    assert ledger.get(name).waits_for == "ImagePullBackOff"
+    assert to_message(ledger.get(name)).waits_for == "ImagePullBackOff"
 
 
 def test_a_job_that_a_worker_has_claimed_waits_for_nothing(ledger: JobLedger, name: str) -> None:
