@@ -146,7 +146,8 @@ class ImagesServicer(image_pb2_grpc.ImagesServicer):
         engines = [status.engine_artifact] if status.engine_artifact else []
         if status.waits:
             engines = self._pools.engines_there(deployment)
-        return deployment, replica_pb2.SampleRequest(request=complete, model=f"artifacts/{deployment.model}", engines=engines)
+        model, never_eager = f"artifacts/{deployment.model}", not deployment.serve_eager
+        return deployment, replica_pb2.SampleRequest(request=complete, model=model, engines=engines, never_eager=never_eager)
 
     def _check_ready(self, deployment: Deployment) -> Standing:
         status = self._pools.status(deployment)

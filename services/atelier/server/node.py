@@ -21,7 +21,7 @@ from atelier.engines.engine import Engine
 from atelier.engines.engine import load as load_engine
 from atelier.engines.fingerprint import Fingerprint, is_of
 from atelier.engines.manifest import EngineManifest
-from atelier.errors import AtelierError, Status, failed_precondition
+from atelier.errors import AtelierError, Status, failed_precondition, unavailable
 from atelier.rpc.channel import channel
 from atelier.rpc.tls import Tls
 from atelier.server.batching import Full, Request, StepLoop, Tick
@@ -95,8 +95,12 @@ class Node:
             self._attach(variant, engines)
         return variant
 
-    def submit(self, request: image_pb2.GenerateRequest, variant: Variant, outbox: Outbox) -> Request:
-        """Puts a request into the loop; its messages come out of `outbox`. Raises RESOURCE_EXHAUSTED when too many wait."""
+    def submit(self, request: image_pb2.GenerateRequest, variant: Variant, outbox: Outbox, *, never_eager: bool = False) -> Request:
+        """Puts a request into the loop; its messages come out of `outbox`. Raises RESOURCE_EXHAUSTED when too many wait, UNAVAILABLE for
+        `never_eager` where no engine is attached."""
+        if never_eager and variant.compiled is None:
+            sentence = "no engine runs on this replica, and its deployment is never served eager: wait for one"
+            raise unavailable("ENGINE_NOT_READY", sentence, retry_after_seconds=2.0)
         seed = request.seed
 
         def picture(index: int, png: bytes, engine: str) -> None:

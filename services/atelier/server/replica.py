@@ -78,7 +78,7 @@ class Replica:
                 variant = await asyncio.to_thread(self._node.variant, request.model, engines)
         loop = asyncio.get_running_loop()
         outbox = Outbox(loop)
-        work = self._node.submit(request.request, variant, outbox)
+        work = self._node.submit(request.request, variant, outbox, never_eager=request.never_eager)
         stepped = False
         try:
             while True:

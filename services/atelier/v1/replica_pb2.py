@@ -26,7 +26,7 @@ from atelier.v1 import image_pb2 as atelier_dot_v1_dot_image__pb2
 from atelier.v1 import server_pb2 as atelier_dot_v1_dot_server__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61telier/v1/replica.proto\x12\natelier.v1\x1a\x16\x61telier/v1/image.proto\x1a\x17\x61telier/v1/server.proto\"\xc3\x01\n\rReportRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0f\n\x07replica\x18\x02 \x01(\t\x12,\n\x0b\x66ingerprint\x18\x03 \x01(\x0b\x32\x17.atelier.v1.Fingerprint\x12(\n\x06models\x18\x04 \x03(\x0b\x32\x18.atelier.v1.ReplicaModel\x12\x19\n\x11\x66ree_memory_bytes\x18\x05 \x01(\x03\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\x11\n\tseen_etag\x18\x07 \x01(\t\"s\n\x0cReplicaModel\x12\r\n\x05model\x18\x01 \x01(\t\x12,\n\x06\x65ngine\x18\x02 \x01(\x0e\x32\x1c.atelier.v1.DeploymentEngine\x12\x17\n\x0f\x65ngine_artifact\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\"G\n\x0eReportResponse\x12\'\n\x06models\x18\x01 \x03(\x0b\x32\x17.atelier.v1.WantedModel\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"B\n\x0bWantedModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x65ngines\x18\x02 \x03(\t\x12\x13\n\x0bserve_eager\x18\x03 \x01(\x08\"]\n\rSampleRequest\x12,\n\x07request\x18\x01 \x01(\x0b\x32\x1b.atelier.v1.GenerateRequest\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x65ngines\x18\x03 \x03(\t2K\n\x08Replicas\x12?\n\x06Report\x12\x19.atelier.v1.ReportRequest\x1a\x1a.atelier.v1.ReportResponse2O\n\x08Sampling\x12\x43\n\x06Sample\x12\x19.atelier.v1.SampleRequest\x1a\x1c.atelier.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61telier/v1/replica.proto\x12\natelier.v1\x1a\x16\x61telier/v1/image.proto\x1a\x17\x61telier/v1/server.proto\"\xc3\x01\n\rReportRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0f\n\x07replica\x18\x02 \x01(\t\x12,\n\x0b\x66ingerprint\x18\x03 \x01(\x0b\x32\x17.atelier.v1.Fingerprint\x12(\n\x06models\x18\x04 \x03(\x0b\x32\x18.atelier.v1.ReplicaModel\x12\x19\n\x11\x66ree_memory_bytes\x18\x05 \x01(\x03\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\x11\n\tseen_etag\x18\x07 \x01(\t\"s\n\x0cReplicaModel\x12\r\n\x05model\x18\x01 \x01(\t\x12,\n\x06\x65ngine\x18\x02 \x01(\x0e\x32\x1c.atelier.v1.DeploymentEngine\x12\x17\n\x0f\x65ngine_artifact\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\"G\n\x0eReportResponse\x12\'\n\x06models\x18\x01 \x03(\x0b\x32\x17.atelier.v1.WantedModel\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"B\n\x0bWantedModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x65ngines\x18\x02 \x03(\t\x12\x13\n\x0bserve_eager\x18\x03 \x01(\x08\"r\n\rSampleRequest\x12,\n\x07request\x18\x01 \x01(\x0b\x32\x1b.atelier.v1.GenerateRequest\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x65ngines\x18\x03 \x03(\t\x12\x13\n\x0bnever_eager\x18\x04 \x01(\x08\x32K\n\x08Replicas\x12?\n\x06Report\x12\x19.atelier.v1.ReportRequest\x1a\x1a.atelier.v1.ReportResponse2O\n\x08Sampling\x12\x43\n\x06Sample\x12\x19.atelier.v1.SampleRequest\x1a\x1c.atelier.v1.GenerateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,9 +42,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WANTEDMODEL']._serialized_start=477
   _globals['_WANTEDMODEL']._serialized_end=543
   _globals['_SAMPLEREQUEST']._serialized_start=545
-  _globals['_SAMPLEREQUEST']._serialized_end=638
-  _globals['_REPLICAS']._serialized_start=640
-  _globals['_REPLICAS']._serialized_end=715
-  _globals['_SAMPLING']._serialized_start=717
-  _globals['_SAMPLING']._serialized_end=796
+  _globals['_SAMPLEREQUEST']._serialized_end=659
+  _globals['_REPLICAS']._serialized_start=661
+  _globals['_REPLICAS']._serialized_end=736
+  _globals['_SAMPLING']._serialized_start=738
+  _globals['_SAMPLING']._serialized_end=817
 # @@protoc_insertion_point(module_scope)

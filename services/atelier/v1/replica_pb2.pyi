@@ -173,8 +173,11 @@ class SampleRequest(_message.Message):
     REQUEST_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     ENGINES_FIELD_NUMBER: _builtins.int
+    NEVER_EAGER_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model, `artifacts/{digest}`."""
+    never_eager: _builtins.bool
+    """Refuse, rather than answer by eager PyTorch: the deployment is `serve_eager: false`."""
     @_builtins.property
     def request(self) -> _image_pb2.GenerateRequest:
         """The request; nothing is left to a default."""
@@ -189,10 +192,11 @@ class SampleRequest(_message.Message):
         request: _image_pb2.GenerateRequest | None = ...,
         model: _builtins.str = ...,
         engines: _abc.Iterable[_builtins.str] | None = ...,
+        never_eager: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engines", b"engines", "model", b"model", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engines", b"engines", "model", b"model", "never_eager", b"never_eager", "request", b"request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -148,6 +148,8 @@ async def test_a_picture_comes_out_with_the_seed_that_gives_it_alone(
     request = image_pb2.GenerateRequest(
         prompt="a fox", width=64, height=64, steps=2, count=2, seed=2**32 - 1, sampler=image_pb2.SAMPLER_EULER
     )
+    with pytest.raises(AtelierError, match="never served eager"):
+        node.submit(request, variant, outbox, never_eager=True)
     node.submit(request, variant, outbox)
     responses = []
     while (response := await outbox.next()) is not None:
