@@ -68,7 +68,7 @@ async def control(settings: Settings, services: Sequence[str], *, gpu: str) -> A
         bound = await stack.enter_async_context(
             server.serving(
                 settings.listen, public, authorize=auth.bearer_token(parts.tokens), handlers=[passed], reflected=passed.names, tls=tls,
-                meters=parts.meters,
+                meters=parts.meters, grace_seconds=settings.grace_seconds,
             )
         )  # fmt: skip
         target = f"{'https://' if tls else ''}{settings.reached(settings.listen)}:{bound.port}"

@@ -108,6 +108,8 @@ class Settings(BaseSettings):
     """Address that answers Prometheus at `/metrics`, in the clear and without a token."""
     log_json: bool = False
     """Logs as JSON lines on standard error instead of a file in `data`."""
+    grace_seconds: float = 10
+    """After the drain, calls that run (pictures that are being made) get so long to end."""
     drain_seconds: float = 0
     """After SIGTERM health says NOT_SERVING, and calls are taken for so long still, until those who send them have heard of it."""
 

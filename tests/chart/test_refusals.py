@@ -89,7 +89,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a route without a gateway": ({"grpcRoute": {"enabled": True}}, "grpcRoute.parentRefs"),
     "a drain that is longer than the pod's end": (
         {"control": {"drainSeconds": 50}},
-        r"control: terminationGracePeriodSeconds has to be at least 15 more than drainSeconds \(50\)",
+        r"control: terminationGracePeriodSeconds has to be at least 20 more than drainSeconds \(50\)",
     ),
     "a class for a load balancer that there is not": (
         {"service": {"loadBalancerClass": "a"}},

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from atelier.client.client import Client
-from atelier.rpc.tls import Tls
 from cluster.backing import backing
 from cluster.kubectl import Kubectl
 from cluster.load import steadily
@@ -39,10 +38,8 @@ def release(namespace: Kubectl, tmp_path_factory: pytest.TempPathFactory, image_
 
 @pytest.fixture
 def outside(release: Release) -> Iterator[Client]:
-    """A client at the Service's own address, over which gRPC spreads new connections: a port-forward would end with its pod."""
-    address = release.kubectl.get("service", NAME)["spec"]["clusterIP"]
-    release.install(tls={"extraHosts": [address]})  # the certificate is issued anew, and read by pods that go on
-    with Client(f"https://{address}:7878", release.token, tls=Tls(ca=release.authority)) as client:
+    """A client that stays while pods go."""
+    with release.outside() as client:
         picture(client, "base", patience=150)
         yield client
 

@@ -46,6 +46,9 @@
   value: "0.0.0.0:{{ $ports.metrics }}"
 - name: ATELIER_DRAIN_SECONDS
   value: {{ .root.Values.control.drainSeconds | quote }}
+# What is left of the pod's grace, but for the end of everything else.
+- name: ATELIER_GRACE_SECONDS
+  value: {{ subf .root.Values.control.terminationGracePeriodSeconds .root.Values.control.drainSeconds 15 | quote }}
 - name: ATELIER_TLS_CERT
   value: /etc/atelier/tls/tls.crt
 - name: ATELIER_TLS_KEY

@@ -53,7 +53,7 @@
 {{- end -}}
 {{- $drain := .Values.control.drainSeconds -}}
 {{- if lt (float64 .Values.control.terminationGracePeriodSeconds) (addf $drain 15) -}}
-{{- fail (printf "control: terminationGracePeriodSeconds has to be at least 15 more than drainSeconds (%v)" $drain) -}}
+{{- fail (printf "control: terminationGracePeriodSeconds has to be at least 20 more than drainSeconds (%v)" $drain) -}}
 {{- end -}}
 {{- if and (ne .Values.service.type "LoadBalancer") (or .Values.service.loadBalancerClass .Values.service.loadBalancerSourceRanges) -}}
 {{- fail "service: loadBalancerClass and loadBalancerSourceRanges need type LoadBalancer" -}}

@@ -62,6 +62,12 @@ def test_pods_are_replaced_when_what_they_are_told_of_pools_or_workers_changes()
     assert checksums({"server": {"extraEnv": [{"name": "TZ", "value": "UTC"}]}}) == before
 
 
+def test_pictures_get_what_the_pod_s_end_leaves_them() -> None:
+    pod = render({"control": {"drainSeconds": 2.5, "terminationGracePeriodSeconds": 120}}).pod("control")
+    environment = {one["name"]: one.get("value") for one in pod.container("server")["env"]}
+    assert (environment["ATELIER_DRAIN_SECONDS"], environment["ATELIER_GRACE_SECONDS"]) == ("2.5", "102.5")
+
+
 def test_of_a_variable_that_is_set_twice_the_more_particular_counts() -> None:
     pod = render({
         "control": {"extraEnv": [{"name": "TZ", "value": "all"}, {"name": "ATELIER_DRAIN_SECONDS", "value": "9"}]},
