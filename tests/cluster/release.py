@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,24 @@ from cluster.kubectl import Kubectl
 CHART = Path(__file__).parents[2] / "charts" / "atelier"
 NAME = "atelier"
 INSTALL_SECONDS = 300
+KINDS = (
+    "all", "configmaps", "secrets", "serviceaccounts", "roles", "rolebindings", "networkpolicies", "pvc", "poddisruptionbudgets", "jobs",
+)  # fmt: skip
+KEPT = {
+    *(f"secret/{NAME}-{word}" for word in ("ca", "tls", "token", "internal", "ray", "signing")),
+    f"configmap/{NAME}-public",
+    f"persistentvolumeclaim/{NAME}-data",
+}
+"""What an uninstalled release leaves: what its notes name."""
 
 
 class Release:
     """A release in the namespace of `kubectl`."""
 
-    def __init__(self, kubectl: Kubectl, folder: Path, *, values: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, kubectl: Kubectl, folder: Path, *, values: Mapping[str, Any] | None = None, flags: Sequence[str] = ()) -> None:
         self.kubectl = kubectl
         self.folder = folder
+        self.flags = flags
         self.values = dict(values or {})
         self.chart = CHART
         self.seen = Seen()
@@ -47,7 +57,8 @@ class Release:
     def install(self, **more: Any) -> str:
         """`helm upgrade --install` with these values on top; gives the notes."""
         self.values |= more
-        return self.helm("upgrade", "--install", NAME, str(self.chart), "-f", str(self.write()), f"--timeout={INSTALL_SECONDS}s")
+        timeout = f"--timeout={INSTALL_SECONDS}s"
+        return self.helm("upgrade", "--install", NAME, str(self.chart), "-f", str(self.write()), timeout, *self.flags)
 
     def write(self) -> Path:
         """The values, in a file."""
@@ -67,6 +78,10 @@ class Release:
         """Pods of a component, without those that are being deleted."""
         found = self.kubectl.get("pods", "-l", f"app.kubernetes.io/component={component}")["items"]
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+    def nodes(self, pool: str) -> list[dict[str, Any]]:
+        """The pods of a pool's Ray nodes."""
+        return [pod for pod in self.pods("ray-node") if pod["metadata"]["labels"]["atelier.dev/pool"] == pool]
 
     def ready(self, component: str) -> list[str]:
         """Names of a component's pods that are ready."""
@@ -100,6 +115,11 @@ class Release:
             for pool, application in found.items()
         }
 
+    def left(self) -> set[str]:
+        """What there is in the namespace beside what every namespace has."""
+        found = set(self.kubectl("get", ",".join(KINDS), "-o", "name").split())
+        return found - {"configmap/kube-root-ca.crt", "serviceaccount/default"}
+
     def secret(self, name: str, key: str) -> str:
         """A value of a Secret."""
         return base64.b64decode(self.kubectl.get("secret", name)["data"][key]).decode()
@@ -118,6 +138,17 @@ class Release:
             self.forwarded(f"service/{NAME}", 7878) as port,
             Client(f"https://localhost:{port}", self.token, tls=Tls(ca=self.authority)) as client,
         ):
+            yield client
+
+    @contextmanager
+    def outside(self) -> Iterator[Client]:
+        """The Python client at the Service's own address, over which gRPC spreads new connections: a port-forward would end with its pod.
+
+        The certificate is issued anew for it, and read by pods that go on.
+        """
+        address = self.kubectl.get("service", NAME)["spec"]["clusterIP"]
+        self.install(tls={"extraHosts": [address]})
+        with Client(f"https://{address}:7878", self.token, tls=Tls(ca=self.authority)) as client:
             yield client
 
     @property

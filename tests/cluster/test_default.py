@@ -15,7 +15,7 @@ from atelier.v1 import job_pb2
 from cluster.connections import Rule, refused, rules_of, watched
 from cluster.kubectl import Kubectl
 from cluster.place import default_place
-from cluster.release import NAME, Release, until
+from cluster.release import KEPT, NAME, Release, until
 from cluster.walk import done, octopus, picture, training, walk
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
@@ -74,17 +74,34 @@ def test_every_service_answers_at_one_address_from_outside_and_inside(release: R
         assert found == {name: "OK" for name in (*services, "health")} | {"Trainer": "INVALID_ARGUMENT", "Converter": "INVALID_ARGUMENT"}
 
 
-def test_a_worker_that_is_killed_resumes_and_ends_bit_equal(client: Client, release: Release, pictures: str) -> None:
-    undisturbed = done(client, release, client.train(training(pictures, steps=12, checkpointing_steps=4)))
-    job = client.train(training(pictures, steps=12, checkpointing_steps=4, tags=["killed"]))
+@pytest.fixture(scope="module")
+def undisturbed(release: Release, pictures: str) -> dict[str, str]:
+    """The weights that come out where nothing happens: path -> digest."""
+    with release.client() as client:
+        return weights(client, done(client, release, client.train(training(pictures, steps=12, checkpointing_steps=4))))
+
+
+@pytest.mark.parametrize("how", ["killed", "evicted"])
+def test_a_worker_that_is_lost_resumes_and_ends_bit_equal(
+    client: Client, release: Release, pictures: str, undisturbed: dict[str, str], how: str
+) -> None:
+    job = client.train(training(pictures, steps=12, checkpointing_steps=4, tags=[how]))
     until(lambda: client.jobs.get(job.name).progress.step >= 5, seconds=240, release=release)
-    pods = release.kubectl("get", "pods", "-l", f"atelier.dev/job={job.name.removeprefix('jobs/')}", "-o", "name").split()
-    release.kubectl("delete", "--grace-period=0", "--force", *pods)
-    resumed = done(client, release, job)
-    files = [{file.path: file.sha256 for file in client.artifacts.get(made["lora"]).files} for made in (undisturbed, resumed)]
-    weights = [{path: digest for path, digest in own.items() if path.endswith(".safetensors")} for own in files]
-    assert weights[0] == weights[1] and weights[0]
+    (pod,) = release.kubectl.get("pods", "-l", f"atelier.dev/job={job.name.removeprefix('jobs/')}")["items"]
+    name = pod["metadata"]["name"]
+    if how == "evicted":
+        release.evict(name)
+    else:
+        release.kubectl("delete", "--grace-period=0", "--force", "pod", name)
+    assert weights(client, done(client, release, job)) == undisturbed
     assert client.jobs.get(job.name).attempts == 2
+
+
+def weights(client: Client, made: dict[str, str]) -> dict[str, str]:
+    """Digests of a LoRA's weights."""
+    found = {file.path: file.sha256 for file in client.artifacts.get(made["lora"]).files if file.path.endswith(".safetensors")}
+    assert found
+    return found
 
 
 def test_a_job_outlives_the_control_pod(client: Client, release: Release, pictures: str) -> None:
@@ -139,8 +156,4 @@ def is_unseen(rule: Rule) -> bool:
 def test_uninstall_leaves_what_the_notes_name_and_nothing_else(release: Release, tmp_path: Path) -> None:
     release.uninstall()
     until(lambda: not release.kubectl("get", "pods", "-o", "name"), seconds=120, release=release)
-    kinds = "all,configmaps,secrets,serviceaccounts,roles,rolebindings,networkpolicies,pvc,poddisruptionbudgets,jobs"
-    left = set(release.kubectl("get", kinds, "-o", "name").split())
-    left -= {"configmap/kube-root-ca.crt", "serviceaccount/default"}
-    secrets = {f"secret/{NAME}-{word}" for word in ("ca", "tls", "token", "internal", "ray", "signing")}
-    assert left == {*secrets, f"configmap/{NAME}-public", f"persistentvolumeclaim/{NAME}-data"}
+    assert release.left() == KEPT

@@ -1,4 +1,4 @@
-"""How long there are no pictures while parts are replaced of which there is only one: in the default profile, and of Ray's pods together."""
+"""How long there are no pictures while parts are replaced of which there is one: the control pod of the default profile, all of Ray."""
 
 from __future__ import annotations
 

@@ -55,37 +55,31 @@ def client(release: Release) -> Iterator[Client]:
         yield client
 
 
-def nodes(release: Release, pool: str) -> list[dict[str, Any]]:
-    """The pods of a pool's Ray nodes."""
-    found = release.kubectl.get("pods", "-l", f"atelier.dev/pool={pool},app.kubernetes.io/component=ray-node")["items"]
-    return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
-
-
 def test_each_pool_has_its_replicas_on_its_own_nodes(client: Client, release: Release) -> None:
     picture(client, "busy")
     picture(client, "idle", patience=120)
     found = release.replicas()
     for pool in ("busy", "idle"):
-        assert found[pool] and found[pool] <= {pod["status"]["podIP"] for pod in nodes(release, pool)}
+        assert found[pool] and found[pool] <= {pod["status"]["podIP"] for pod in release.nodes(pool)}
 
 
 def test_a_pool_grows_under_load_and_shrinks_again_without_a_failed_call(client: Client, release: Release) -> None:
     with steadily(client, "busy", every_seconds=0.0, callers=6) as told:
-        until(lambda: len(nodes(release, "busy")) == 2, seconds=90, release=release)
+        until(lambda: len(release.nodes("busy")) == 2, seconds=90, release=release)
         until(lambda: len(release.replicas()["busy"]) == 2, seconds=120, release=release)
     with steadily(client, "busy", every_seconds=3.0) as calm:
-        until(lambda: len(nodes(release, "busy")) == 1, seconds=180, release=release)
+        until(lambda: len(release.nodes("busy")) == 1, seconds=180, release=release)
         time.sleep(5)
     print(f"\n1 -> 2 -> 1: {told.pictures} and {calm.pictures} pictures")
     assert not told.failures and not calm.failures and told.pictures and calm.pictures
 
 
 def test_the_first_call_brings_a_pool_back_from_zero(client: Client, release: Release) -> None:
-    until(lambda: not nodes(release, "idle"), seconds=180, release=release)
+    until(lambda: not release.nodes("idle"), seconds=180, release=release)
     began = time.monotonic()
     picture(client, "idle", patience=0, deadline=180)
     print(f"\n0 -> 1: picture after {time.monotonic() - began:.0f} s")
-    assert len(nodes(release, "idle")) == 1
+    assert len(release.nodes("idle")) == 1
 
 
 def test_no_replica_starts_on_a_node_of_a_foreign_product(client: Client, release: Release) -> None:
@@ -114,10 +108,10 @@ def test_gpu_pools_land_on_nodes_of_their_product_and_what_waits_says_why(client
     release.install(pools=[*CPU_POOLS, *GPU_POOLS])
     release.rolled_out("control")
     for pool, places in (("a10", {"a10-0", "a10-1"}), ("h100", {"h100-0"})):
-        until(lambda pool=pool: any(p["spec"].get("nodeName") for p in nodes(release, pool)), seconds=90, release=release)  # type: ignore[misc]
-        assert {pod["spec"]["nodeName"] for pod in nodes(release, pool)} <= places
-    until(lambda: bool(nodes(release, "b200")), seconds=60, release=release)
-    assert {pod["status"]["phase"] for pod in nodes(release, "b200")} == {"Pending"}
+        until(lambda pool=pool: any(p["spec"].get("nodeName") for p in release.nodes(pool)), seconds=90, release=release)  # type: ignore[misc]
+        assert {pod["spec"]["nodeName"] for pod in release.nodes(pool)} <= places
+    until(lambda: bool(release.nodes("b200")), seconds=60, release=release)
+    assert {pod["status"]["phase"] for pod in release.nodes("b200")} == {"Pending"}
     with release.client() as again:
         until(lambda: "nodes are available" in release.atelier("pools"), seconds=60, release=release)
         job = again.train(training(octopus(again, tmp_path), pool="pools/b200"))
