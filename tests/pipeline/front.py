@@ -1,4 +1,4 @@
-"""What a Service is to its pods: one address, whose new connections go to a process that says it is serving; old ones stay where they are."""
+"""What a Service is to its pods: one address, whose new connections go to a process that says it serves; old ones stay where they are."""
 
 from __future__ import annotations
 
