@@ -111,6 +111,7 @@ def _key(spec: TrainSpec, run: Run, *, base: Path, compiler: str) -> str:
         "rows": spec.train_batch_size * (2 if spec.with_prior_preservation else 1),
         "side": spec.resolution,
         "precision": run.accelerator.mixed_precision,
+        "weights": sorted({str(parameter.dtype) for parameter in run.unet.parameters()}),
         "checkpointing": spec.gradient_checkpointing,
         "threads": torch.get_num_threads(),
         "compiler": compiler,

@@ -17,8 +17,8 @@ from atelier.trainer.spec import TrainSpec
 ROLE, KIND = "model", Kind.MODEL
 
 
-def prepare(unet: Any, spec: TrainSpec) -> dict[str, Tensor]:
-    """Makes the UNet trainable, as fp32 masters whatever its file held; gives the trainable tensors by name."""
+def prepare(unet: Any, spec: TrainSpec, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Makes the UNet trainable, as fp32 masters whatever its file held and the run computes in; gives the trainable tensors by name."""
     unet.float().requires_grad_(True)
     return dict(unet.named_parameters())
 

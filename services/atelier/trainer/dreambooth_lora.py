@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,8 +25,11 @@ ALL = (
 """Feed-forward, projections and convolutions too: learns a subject's details that attention alone does not."""
 
 
-def prepare(unet: Any, spec: TrainSpec) -> dict[str, Tensor]:
-    """Freezes the UNet and puts the adapters on; gives the trainable tensors by name."""
+def prepare(unet: Any, spec: TrainSpec, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Freezes the UNet and puts the adapters on, in fp32; gives the trainable tensors by name.
+
+    What does not learn is kept in the precision `dtype` of the run: autocast would make the same of it in every step.
+    """
     from peft import LoraConfig
 
     unet.requires_grad_(False)
@@ -37,6 +41,9 @@ def prepare(unet: Any, spec: TrainSpec) -> dict[str, Tensor]:
         target_modules=list(ALL if spec.lora_layers == "all" else ATTENTION),
     )
     unet.add_adapter(config)
+    for parameter in unet.parameters():
+        if not parameter.requires_grad and parameter.ndim > 1:  # not the norms, which are computed in fp32
+            parameter.data = parameter.data.to(dtype)
     return {name: parameter for name, parameter in unet.named_parameters() if parameter.requires_grad}
 
 

@@ -34,7 +34,8 @@ def plan(spec: TrainSpec, *, num_instance: int, num_class: int, unet: Mapping[st
 
 
 def estimate_bytes(spec: TrainSpec, unet: Mapping[str, Sequence[int]]) -> int:
-    """Peak memory of training, in bytes: weights in fp32; for what learns gradient and AdamW's two moments, in fp32; activations.
+    """Peak memory of training, in bytes: weights, in fp32 or what a LoRA's run computes in; for what learns gradient and AdamW's two
+    moments, in fp32; activations.
 
     Activations were measured on the model on board (19.5 M parameters, 128 px): about 45 MB a row in fp32, and grow with the pixels and the
     square root of the parameters; half in 16 bit, a quarter with gradient checkpointing.
@@ -43,9 +44,11 @@ def estimate_bytes(spec: TrainSpec, unet: Mapping[str, Sequence[int]]) -> int:
     learning = weights if spec.method is Method.DREAMBOOTH else _adapter_weights(spec, unet)
     rows = spec.train_batch_size * (2 if spec.with_prior_preservation else 1)
     activations = 45e6 * rows * (spec.resolution / 128) ** 2 * (weights / 19.5e6) ** 0.5
-    activations *= (0.5 if spec.mixed_precision in ("fp16", "bf16") else 1.0) * (0.25 if spec.gradient_checkpointing else 1.0)
+    half = spec.mixed_precision in ("fp16", "bf16")
+    activations *= (0.5 if half else 1.0) * (0.25 if spec.gradient_checkpointing else 1.0)
     average = learning if spec.ema_decay is not None else 0
-    return int(4 * weights + 4 * 3 * learning + 4 * average + activations + 0.5 * 2**30)
+    kept = 2 if half and spec.method is Method.DREAMBOOTH_LORA else 4
+    return int(kept * weights + 4 * 3 * learning + 4 * average + activations + 0.5 * 2**30)
 
 
 def _adapter_weights(spec: TrainSpec, unet: Mapping[str, Sequence[int]]) -> int:

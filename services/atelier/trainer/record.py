@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from atelier.graphs.model import Model
@@ -64,13 +65,13 @@ class Record:
             self._writer.add_scalar("loss", loss, step)
             self._writer.add_scalar("lr", learning_rate, step)
 
-    def validate(self, model: Model, step: int, *, side: int) -> None:
-        """Draws the validation pictures."""
+    def validate(self, model: Model, step: int, *, side: int, dtype: torch.dtype) -> None:
+        """Draws the validation pictures, in the precision of the run."""
         spec = self._spec
         assert spec.validation_prompt
         images = pictures.draw(
             model, spec.validation_prompt, count=spec.num_validation_images, batch_size=spec.sample_batch_size, seed=spec.seed,
-            steps=VALIDATION_STEPS, guidance_scale=7.5, side=side,
+            steps=VALIDATION_STEPS, guidance_scale=7.5, side=side, dtype=dtype,
         )  # fmt: skip
         (self.folder / "samples").mkdir(exist_ok=True)
         made = []

@@ -29,6 +29,7 @@ from atelier.v1 import trainer_pb2
 METHODS: dict[Method, Any] = {Method.DREAMBOOTH: dreambooth, Method.DREAMBOOTH_LORA: dreambooth_lora}
 """One module a method: `prepare`, `save`, and the role and kind of the result."""
 
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WHAT = ("method", "base", "rank", "layers")
 """Facts that a run and the one whose checkpoint it takes over must share."""
 
@@ -117,7 +118,7 @@ def _trained(
         facts["class_pictures"] = prior.artifact
     # Everything random has a generator of its own but the adapters' first values and dropout.
     torch.manual_seed(spec.seed)
-    trainable = METHODS[spec.method].prepare(model.unet, spec)
+    trainable = METHODS[spec.method].prepare(model.unet, spec, DTYPES[accelerator.mixed_precision])
     sampler = _sampler(spec, accelerator, model, subject, prior, context)
     run = _run(spec, accelerator, model, trainable, sampler, facts)
     before = earlier.progress.facts.get("compiled") if earlier and (earlier.own or spec.compile is Compile.AUTO) else None
@@ -200,7 +201,7 @@ def _connect(run: training.Run, record: Record, model: Model, spec: TrainSpec) -
     def validate(step: int) -> None:
         if spec.validation_prompt and every and (step % every == 0 or step == run.total_steps) and run.accelerator.is_main_process:
             run.unet.eval()
-            record.validate(model, step, side=spec.resolution)
+            record.validate(model, step, side=spec.resolution, dtype=DTYPES[run.accelerator.mixed_precision])
             run.unet.train()
 
     run.validate = validate

@@ -153,3 +153,22 @@ def test_the_lora_loads_in_diffusers_and_changes_the_unet_as_trained(tmp_path: P
         plain = load_model(base).unet(sample, steps, text, return_dict=False)[0]
     assert torch.allclose(ours, theirs, atol=1e-5)
     assert not torch.allclose(ours, plain, atol=1e-4)
+
+
+def test_in_16_bit_what_does_not_learn_is_kept_so_and_the_result_is_that_of_autocast_alone(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = {"mixed_precision": "bf16", "validation_prompt": "a sks emoji", "validation_epochs": 1, "num_validation_images": 1}
+    context, request = prepare(tmp_path / "ours", base, **extra)
+    execute(request, context)
+    as_masters = dreambooth_lora.prepare
+    monkeypatch.setattr(dreambooth_lora, "prepare", lambda unet, spec, dtype: as_masters(unet, spec, torch.float32))
+    reference, request = prepare(tmp_path / "reference", base, mixed_precision="bf16")
+    execute(request, reference)
+    ours, theirs = (result(one, "lora", "pytorch_lora_weights.safetensors") for one in (context, reference))
+    assert ours and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    model = load_model(base)
+    trainable = as_masters(model.unet, to_spec(request)[0], torch.bfloat16)
+    assert {tensor.dtype for tensor in trainable.values()} == {torch.float32}
+    kept = {tensor.dtype for tensor in model.unet.parameters() if tensor.ndim > 1 and not tensor.requires_grad}
+    assert kept == {torch.bfloat16}
