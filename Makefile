@@ -54,7 +54,7 @@ test-readers: setup ## Reads our files with the tools of the field, each in an e
 	$(RUN) python -m pytest -m readers tests/readers
 
 test-cluster: setup cluster cluster-images ## Runs the tests that need a Kubernetes (KUBECONFIG's, else one of this machine; see make cluster)
-	$(RUN) && eval "$$($(CLUSTER) env)" && python -m pytest -m cluster tests/cluster
+	$(RUN) && eval "$$($(CLUSTER) env)" && python -m pytest -s -m cluster tests/cluster
 
 cluster: ## Brings up a Kubernetes on this machine, built from source (root), unless KUBECONFIG names one
 	@$(CLUSTER) up

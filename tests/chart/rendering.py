@@ -122,9 +122,10 @@ def values_of(name: str) -> dict[str, Any]:
     return yaml.safe_load((CHART / "ci" / f"{name}-values.yaml").read_text()) or {}
 
 
-def rendered_from(chart: Path, values: Path) -> Rendered:
+def rendered_from(chart: Path, values: Mapping[str, Any]) -> Rendered:
     """What another chart, or a package of one, renders."""
-    return _rendered(str(values), 4, str(chart))
+    with _file(json.dumps(values)) as file:
+        return Rendered(_parsed(_template(file, 4, (), str(chart))))
 
 
 def render(values: Mapping[str, Any] | None = None, *, version: int = 4) -> Rendered:
@@ -151,8 +152,8 @@ def _rendered_of(values: str, version: int) -> Rendered:
 
 
 @cache
-def _rendered(values: str, version: int, chart: str = str(CHART)) -> Rendered:
-    return Rendered(_parsed(_template(values, version, (), chart)))
+def _rendered(values: str, version: int) -> Rendered:
+    return Rendered(_parsed(_template(values, version, ())))
 
 
 def _template(values: str, version: int, words: tuple[str, ...], chart: str = str(CHART)) -> str:

@@ -14,8 +14,8 @@ METADATA = ("169.254.169.254", "169.254.170.2", "169.254.170.23", "fd00:ec2::254
 """Where clouds answer a machine, or a pod, that asks who it is."""
 INSIDE = {
     ("ray-node", "ray-head", 6379), ("ray-node", "ray-head", 8265), ("ray-head", "ray-node", 10100), ("ray-node", "ray-node", 6381),
-    ("ray-node", "{server}", 7888), ("{server}", "ray-head", 8265), ("{server}", "ray-head", 9000), ("{server}", "ray-node", 9000), ("client", "{server}", 7878),
-    ("worker", "{trainer}", 7889), ("worker", "{converter}", 7890), ("worker", "{compiler}", 7891),
+    ("ray-node", "{server}", 7888), ("{server}", "ray-head", 8265), ("{server}", "ray-head", 9000), ("{server}", "ray-node", 9000),
+    ("client", "{server}", 7878), ("worker", "{trainer}", 7889), ("worker", "{converter}", 7890), ("worker", "{compiler}", 7891),
 }  # fmt: skip
 """Caller, called, port: what an installation needs; {server} stands for the component whose pods run it."""
 NEVER = {

@@ -38,6 +38,8 @@ OTHER: dict[str, Any] = {
     "extraInitContainers": [{"name": "added", "image": "added:1"}],
     "extraContainers": [{"name": "added", "image": "added:1"}],
     "extraObjects": [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "added"}}],
+    "tracing.endpoint": "http://other:4317",
+    "tracing.ratio": 0.5,
     "extraEgress": [{"ports": [{"port": 1234}]}],
     "tolerations": [{"key": "added"}],
     "topologySpreadConstraints": [{"maxSkew": 7}],

@@ -29,6 +29,7 @@ def release(namespace: Kubectl, tmp_path: Path, image_values: dict[str, Any]) ->
     values = {**image_values, "pools": [pool], "workers": {"trainer": {"resources": asks(millis * 11 // 20)}}}
     release = Release(namespace, tmp_path, values=values)
     release.install(deployments=[])
+    release.rolled_out("control")
     yield release
     release.uninstall()
 

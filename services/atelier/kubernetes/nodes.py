@@ -56,10 +56,8 @@ class PodNodes:
         return [self._node(pod) for pod in own if not pod.metadata.deletion_timestamp]
 
     def trouble(self, pool: str) -> str:
-        """See Nodes: what a quota or an admission says to the ReplicaSet."""
-        deployment = self._pools.get(pool)
-        found = [event for event in self._news() if event.involved_object.kind == "ReplicaSet" and event.reason == "FailedCreate"]
-        said = next((event.message for event in found if _without_hash(event.involved_object.name) == deployment), "")
+        """See Nodes: what a quota or an admission says to the ReplicaSet, or to KubeRay's operator."""
+        said = next((event.message for event in self._news() if self._is_refused(event, pool)), "")
         return (said.partition("is forbidden: ")[2] or said)[:MAX_REASON]  # before it stands the name of a pod that there is not
 
     def scale(self, pool: str, count: int) -> None:
@@ -77,6 +75,13 @@ class PodNodes:
         if not deployment:
             return any(kind == "RayCluster" for kind, _ in owners)
         return any(kind == "ReplicaSet" and _without_hash(name) == deployment for kind, name in owners)
+
+    def _is_refused(self, event: Any, pool: str) -> bool:
+        """Whether it says that a pod of this pool could not be made; the operator names the group in the name of the pod alone."""
+        of, deployment = event.involved_object, self._pools.get(pool)
+        if not deployment:
+            return of.kind == "RayCluster" and event.reason == "FailedToCreateWorkerPod" and f"-{pool}-worker-" in event.message
+        return of.kind == "ReplicaSet" and event.reason == "FailedCreate" and _without_hash(of.name) == deployment
 
     def _node(self, pod: Any) -> PoolNode:
         conditions = {one.type: one for one in pod.status.conditions or ()}

@@ -34,6 +34,10 @@ def test_secrets_of_the_operator_s_own_are_named() -> None:
     assert "From outside: atelier --server https://atelier.example.org:443" in printed
 
 
+def test_how_a_raycluster_is_upgraded_is_said_where_there_is_one() -> None:
+    assert "--force-conflicts" in notes(values_of("kuberay")) and "--force-conflicts" not in notes()
+
+
 def test_no_secret_is_printed() -> None:
     assert "secret@postgres" not in notes(values_of("everything"))
 

@@ -235,6 +235,13 @@ def test_pods_that_a_quota_keeps_from_being_made_are_told(api: FakeApi, nodes: P
     assert nodes.trouble("others") == ""
 
 
+def test_pods_that_kuberay_may_not_make_are_told(api: FakeApi, nodes: PodNodes) -> None:
+    message = 'Failed to create worker Pod for the cluster ml/atelier, pods "atelier-others-worker-abcde" is forbidden: exceeded quota: few'
+    api.put("events", warning("atelier", message, kind="RayCluster", reason="FailedToCreateWorkerPod"))
+    until(lambda: nodes.trouble("others") == "exceeded quota: few")
+    assert nodes.trouble("fast") == ""
+
+
 def test_a_deployment_is_scaled_by_its_subresource_and_a_refusal_is_an_os_error(api: FakeApi, nodes: PodNodes) -> None:
     nodes.scale("fast", 2)
     assert api.scaled == [(f"/apis/apps/v1/namespaces/ml/deployments/{DEPLOYMENT}/scale", {"spec": {"replicas": 2}})]

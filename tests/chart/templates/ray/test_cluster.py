@@ -83,6 +83,17 @@ def test_what_ray_is_told_by_the_operator_is_what_its_command_says() -> None:
                 assert f"--{key}={value}" in ray["args"], (mode, key)
 
 
+def test_what_an_upgrade_changes_reaches_pods_that_are_there() -> None:
+    assert _cluster("plain")["spec"]["upgradeStrategy"] == {"type": "Recreate"}
+
+
+def test_what_serve_keeps_of_an_application_is_not_left_on_the_node_that_built_it() -> None:
+    spec = _cluster("plain")["spec"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        env = {one["name"]: one.get("value") for one in group["template"]["spec"]["containers"][0]["env"]}
+        assert int(env["RAY_max_direct_call_object_size"]) > 200_000
+
+
 def test_the_head_s_autoscaler_shows_ray_the_same_token_and_certificate() -> None:
     cluster = _cluster("with TLS")
     options, head = cluster["spec"]["autoscalerOptions"], cluster["spec"]["headGroupSpec"]["template"]["spec"]
