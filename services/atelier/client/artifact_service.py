@@ -105,7 +105,9 @@ class ArtifactService:
         repetition = Repetition(calls=self._calls, idempotent=True, most=3)
         while True:
             try:
-                return call()
+                answer = call()
+                self._calls.answered.set()
+                return answer
             except grpc.RpcError as error:
                 repetition.wait_or_raise(self._calls.error(error))
 

@@ -1,13 +1,15 @@
 """How the client calls: with a deadline, errors as `AtelierError`, and repeated only where that is harmless.
 
-`UNAVAILABLE` is repeated on idempotent calls, `RESOURCE_EXHAUSTED` only when the server says by RetryInfo when to come again; nothing else.
+`UNAVAILABLE` is repeated on idempotent calls: three times, or while patience lasts where an address that was right answers no more.
+`RESOURCE_EXHAUSTED` only when the server says by RetryInfo when to come again; nothing else.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Event
 from typing import Any, TypeVar
 
 import grpc
@@ -17,6 +19,7 @@ from atelier.rpc.status import from_call
 
 Response = TypeVar("Response")
 
+UNREACHABLE = "SERVER_UNREACHABLE"
 DEADLINE_SECONDS = 60.0
 """Deadline of a call that answers once."""
 
@@ -30,6 +33,8 @@ class Calls:
     patience_seconds: float = 60.0
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
+    answered: Event = field(default_factory=Event)
+    """Set once somebody has answered at the address: it is right then."""
 
     def unary(
         self, method: Callable[..., Response], request: Any, *, idempotent: bool, timeout_seconds: float | None = DEADLINE_SECONDS
@@ -38,7 +43,9 @@ class Calls:
         repetition = Repetition(calls=self, idempotent=idempotent, most=3)
         while True:
             try:
-                return method(request, timeout=timeout_seconds)
+                response = method(request, timeout=timeout_seconds)
+                self.answered.set()
+                return response
             except grpc.RpcError as error:
                 repetition.wait_or_raise(self.error(error))
 
@@ -46,11 +53,12 @@ class Calls:
         """The error behind a failed call; what gRPC itself says is put into words that help."""
         found = from_call(error)
         if found.reason != "UNKNOWN":
+            self.answered.set()
             return found
         if found.status is Status.UNAVAILABLE:
             asked = "and is its authority trusted here (--ca-file; http:// is without TLS)" if self.encrypted else "and is this its address"
             sentence = f"cannot reach {self.target}; is `atelier up` running there, {asked}?"
-            return AtelierError(found.status, "SERVER_UNREACHABLE", sentence, metadata={"target": self.target})
+            return AtelierError(found.status, UNREACHABLE, sentence, metadata={"target": self.target})
         if found.status is Status.DEADLINE_EXCEEDED:
             return AtelierError(found.status, "NO_ANSWER_IN_TIME", f"{self.target} did not answer in time; try again")
         if found.status is Status.UNIMPLEMENTED:
@@ -60,7 +68,8 @@ class Calls:
 
 @dataclass(kw_only=True)
 class Repetition:
-    """Decides, for one call, whether a failure is waited out. `most` bounds how often after UNAVAILABLE; None: patience alone does.
+    """Decides, for one call, whether a failure is waited out. `most` bounds how often after UNAVAILABLE; None: patience alone does, as for
+    an address at which nobody answers any more.
 
     Nothing is waited for beyond `end`, a time of the clock.
     """
@@ -89,6 +98,7 @@ class Repetition:
     def _delay(self, error: AtelierError) -> float | None:
         if error.status is Status.RESOURCE_EXHAUSTED:
             return error.retry_after_seconds
-        if error.status is Status.UNAVAILABLE and self.idempotent and (self.most is None or self.failures < self.most):
+        restarting = error.reason == UNREACHABLE and self.calls.answered.is_set()
+        if error.status is Status.UNAVAILABLE and self.idempotent and (self.most is None or restarting or self.failures < self.most):
             return error.retry_after_seconds or min(0.25 * 2**self.failures, 5.0)
         return None

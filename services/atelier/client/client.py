@@ -108,6 +108,7 @@ class Client:
             stream = self._images.Generate(asked, timeout=None if end is None else end - self._calls.clock())
             try:
                 for response in stream:
+                    self._calls.answered.set()
                     pictures += response.HasField("image")
                     yield response.image if response.HasField("image") else response.progress
                 return

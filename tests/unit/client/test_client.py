@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,17 @@ def test_a_server_that_is_not_there_is_said_so(clock: Clock) -> None:
         client.jobs.get("j1")
     assert caught.value.reason == "SERVER_UNREACHABLE"
     assert "atelier up" in caught.value.message
+
+
+@pytest.mark.parametrize("call", ["get", "generate"])
+def test_a_server_that_has_answered_before_is_waited_for(fake: FakeAtelier, clock: Clock, tmp_path: Path, call: str) -> None:
+    with ExitStack() as stack:
+        target = stack.enter_context(serving(fake, tmp_path))
+        calls = Calls(target=target, sleep=clock.sleep, clock=lambda: clock.now)
+        stack.enter_context(Client(target, calls=calls)).jobs.get("j1")
+    with Client(target, calls=calls) as again, pytest.raises(AtelierError) as caught:
+        again.jobs.get("j1") if call == "get" else list(again.generate(image_pb2.GenerateRequest(prompt="a fox")))
+    assert caught.value.reason == "SERVER_UNREACHABLE" and 45 < sum(clock.slept) <= 60
 
 
 def test_the_token_is_sent(fake: FakeAtelier) -> None:
