@@ -14,11 +14,27 @@ from atelier.client.client import Client
 from atelier.v1 import job_pb2
 from cluster.connections import Rule, refused, rules_of, watched
 from cluster.kubectl import Kubectl
+from cluster.load import Told, steadily
 from cluster.place import default_place
 from cluster.release import KEPT, NAME, Release, until
 from cluster.walk import done, octopus, picture, training, walk
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
+
+
+GAP_SECONDS = 90
+ASK = """
+import sys, grpc
+authority, *pair = [open(name, "rb").read() for name in sys.argv[2:]]
+certificate, key = pair or (None, None)
+with grpc.secure_channel(f"{sys.argv[1]}:6379", grpc.ssl_channel_credentials(authority, key, certificate)) as channel:
+    try:
+        # Of a client's certificate TLS 1.3 tells after the handshake: only a call shows it.
+        channel.unary_unary("/ray.rpc.NodeInfoGcsService/Nothing")(b"", timeout=10)
+    except grpc.RpcError as error:
+        print(error.code().name)
+"""
+"""Whether Ray's head takes a connection of somebody who has a certificate, or none."""
 
 
 @pytest.fixture(scope="module")
@@ -104,17 +120,29 @@ def weights(client: Client, made: dict[str, str]) -> dict[str, str]:
     return found
 
 
-def test_a_job_outlives_the_control_pod(client: Client, release: Release, pictures: str) -> None:
-    job = client.train(training(pictures, steps=25, checkpointing_steps=100, tags=["outlives"]))
-    selector = f"atelier.dev/job={job.name.removeprefix('jobs/')}"
-    until(lambda: client.jobs.get(job.name).progress.step >= 2, seconds=240, release=release)
-    (before,) = release.kubectl.get("pods", "-l", selector)["items"]
-    release.kubectl("rollout", "restart", f"deployment/{NAME}-control")
-    release.rolled_out("control")
+def test_a_job_outlives_the_control_pod_and_pictures_come_again(client: Client, release: Release, pictures: str) -> None:
+    with release.outside() as outside:
+        picture(outside, "base", patience=150)
+        job = client.train(training(pictures, steps=25, checkpointing_steps=100, tags=["outlives"]))
+        selector = f"atelier.dev/job={job.name.removeprefix('jobs/')}"
+        until(lambda: client.jobs.get(job.name).progress.step >= 2, seconds=240, release=release)
+        (before,) = release.kubectl.get("pods", "-l", selector)["items"]
+        with steadily(outside, "base") as told:
+            release.kubectl("rollout", "restart", f"deployment/{NAME}-control")
+            release.rolled_out("control")
+            picture(outside, "base", patience=180)
+    report(told, "control pod replaced")
     with release.client() as again:
         assert again.jobs.wait(job.name).attempts == 1
     (after,) = release.kubectl.get("pods", "-l", selector)["items"]
     assert after["metadata"]["uid"] == before["metadata"]["uid"]
+
+
+def report(told: Told, what: str) -> None:
+    """How long there was no picture; calls may have failed, but for one reason alone."""
+    print(f"\n{what}: {told.pictures} pictures, {len(told.failures)} failed, longest gap {told.gap_seconds:.0f} s")
+    assert told.pictures and told.gap_seconds < GAP_SECONDS
+    assert all(failure.startswith("UNAVAILABLE") for failure in told.failures), told.failures
 
 
 def test_cancel_leaves_nothing(client: Client, release: Release, pictures: str) -> None:
@@ -154,7 +182,25 @@ def is_unseen(rule: Rule) -> bool:
     return rule.ports == "53,53" or rule.peer == "anyone" or short or two_nodes
 
 
+def test_all_pods_of_ray_are_replaced_and_speak_by_certificates_then(release: Release) -> None:
+    with release.outside() as outside:
+        picture(outside, "base", patience=150)
+        with steadily(outside, "base") as told:
+            release.install(ray={"tls": True})
+            release.rolled_out("ray-head", "pool-cpu")
+            until(lambda: bool(release.replicas()["cpu"]), seconds=120, release=release)
+            picture(outside, "base", patience=180)
+    report(told, "Ray's pods replaced")
+    (head,), (node,) = release.pods("ray-head"), release.nodes("cpu")
+    place, words = node["metadata"]["name"], [head["status"]["podIP"], "/etc/atelier/ray-tls/ca.crt"]
+    answers = [
+        release.kubectl("exec", place, "-c", "ray-node", "--", "python", "-c", ASK, *words, *pair).strip()
+        for pair in ([], ["/etc/atelier/ray-tls/tls.crt", "/etc/atelier/ray-tls/tls.key"])
+    ]
+    assert answers[0] == "UNAVAILABLE" and answers[1] in ("UNIMPLEMENTED", "UNAUTHENTICATED"), answers
+
+
 def test_uninstall_leaves_what_the_notes_name_and_nothing_else(release: Release, tmp_path: Path) -> None:
     release.uninstall()
     until(lambda: not release.kubectl("get", "pods", "-o", "name"), seconds=120, release=release)
-    assert release.left() == KEPT
+    assert release.left() == KEPT | {f"secret/{NAME}-ray-ca"}

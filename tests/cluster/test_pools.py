@@ -46,7 +46,6 @@ def release(namespace: Kubectl, tmp_path_factory: pytest.TempPathFactory, image_
     with release.client() as client:
         picture(client, "busy", patience=240)
     yield release
-    release.uninstall()
 
 
 @pytest.fixture

@@ -31,7 +31,6 @@ def release(namespace: Kubectl, tmp_path: Path, image_values: dict[str, Any]) ->
     release.install(deployments=[])
     release.rolled_out("control")
     yield release
-    release.uninstall()
 
 
 def largest(kubectl: Kubectl) -> tuple[str, int]:
