@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from atelier.client.client import Client
-from atelier.v1 import job_pb2
+from atelier.v1 import job_pb2, trainer_pb2
 from cluster.connections import Rule, refused, rules_of, watched
 from cluster.kubectl import Kubectl
 from cluster.load import Told, steadily
@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 
 GAP_SECONDS = 90
+"""Without pictures, where one part of a kind is replaced."""
 ASK = """
 import sys, grpc
 authority, *pair = [open(name, "rb").read() for name in sys.argv[2:]]
@@ -90,25 +91,31 @@ def test_every_service_answers_at_one_address_from_outside_and_inside(release: R
         assert found == {name: "OK" for name in (*services, "health")} | {"Trainer": "INVALID_ARGUMENT", "Converter": "INVALID_ARGUMENT"}
 
 
+def interruptible(pictures: str, **more: object) -> trainer_pb2.TrainRequest:
+    """A run that lasts long enough to be in its middle when something happens to it."""
+    request = training(pictures, steps=30, checkpointing_steps=4, **more)
+    request.train_batch_size = 4
+    return request
+
+
 @pytest.fixture(scope="module")
 def undisturbed(release: Release, pictures: str) -> dict[str, str]:
     """The weights that come out where nothing happens: path -> digest."""
     with release.client() as client:
-        return weights(client, done(client, release, client.train(training(pictures, steps=12, checkpointing_steps=4))))
+        return weights(client, done(client, release, client.train(interruptible(pictures))))
 
 
 @pytest.mark.parametrize("how", ["killed", "evicted"])
 def test_a_worker_that_is_lost_resumes_and_ends_bit_equal(
     client: Client, release: Release, pictures: str, undisturbed: dict[str, str], how: str
 ) -> None:
-    job = client.train(training(pictures, steps=12, checkpointing_steps=4, tags=[how]))
+    job = client.train(interruptible(pictures, tags=[how]))
     until(lambda: client.jobs.get(job.name).progress.step >= 5, seconds=240, release=release)
-    (pod,) = release.kubectl.get("pods", "-l", f"atelier.dev/job={job.name.removeprefix('jobs/')}")["items"]
-    name = pod["metadata"]["name"]
+    pod = release.kubectl("get", "pods", "-l", f"atelier.dev/job={job.name.removeprefix('jobs/')}", "-o", "name").strip()
     if how == "evicted":
-        release.evict(name)
+        release.evict(pod.removeprefix("pod/"))
     else:
-        release.kubectl("delete", "--grace-period=0", "--force", "pod", name)
+        release.kubectl("delete", "--grace-period=0", "--force", pod)
     assert weights(client, done(client, release, job)) == undisturbed
     assert client.jobs.get(job.name).attempts == 2
 
@@ -123,7 +130,7 @@ def weights(client: Client, made: dict[str, str]) -> dict[str, str]:
 def test_a_job_outlives_the_control_pod_and_pictures_come_again(client: Client, release: Release, pictures: str) -> None:
     with release.outside() as outside:
         picture(outside, "base", patience=150)
-        job = client.train(training(pictures, steps=25, checkpointing_steps=100, tags=["outlives"]))
+        job = client.train(interruptible(pictures, tags=["outlives"]))
         selector = f"atelier.dev/job={job.name.removeprefix('jobs/')}"
         until(lambda: client.jobs.get(job.name).progress.step >= 2, seconds=240, release=release)
         (before,) = release.kubectl.get("pods", "-l", selector)["items"]
