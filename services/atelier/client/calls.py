@@ -63,7 +63,13 @@ class Calls:
             return AtelierError(found.status, "NO_ANSWER_IN_TIME", f"{self.target} did not answer in time; try again")
         if found.status is Status.UNIMPLEMENTED:
             return AtelierError(found.status, "NOT_SERVED", f"{self.target} does not serve this; is it an Atelier of this version?")
-        return found
+        # A server that shuts down cancels what it cannot answer any more; nobody on this side did.
+        return cut_off() if found.status is Status.CANCELLED else found
+
+
+def cut_off() -> AtelierError:
+    """A call that the server has ended before it was answered."""
+    return AtelierError(Status.UNAVAILABLE, "CUT_OFF", "the server ended the call before it was answered: try again")
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import grpc
 
-from atelier.client.calls import Calls, Repetition
+from atelier.client.calls import Calls, Repetition, cut_off
 from atelier.errors import AtelierError, Status
 from atelier.rpc.status import from_proto
 from atelier.v1 import job_pb2, job_pb2_grpc
@@ -51,9 +51,9 @@ class JobService:
                     yield response
                     if response.HasField("job") and response.job.state in ENDED:
                         return
-                raise _cut_off()
+                raise cut_off()
             except grpc.RpcError as error:
-                repetition.wait_or_raise(_as_unavailable(self._calls.error(error)))
+                repetition.wait_or_raise(self._calls.error(error))
             except AtelierError as error:
                 repetition.wait_or_raise(error)
             finally:
@@ -94,12 +94,3 @@ def check(job: job_pb2.Job) -> None:
 def outputs(job: job_pb2.Job) -> dict[str, str]:
     """What a job made: role -> `artifacts/{digest}`."""
     return {output.role: output.artifact for output in job.outputs}
-
-
-def _cut_off() -> AtelierError:
-    return AtelierError(Status.UNAVAILABLE, "WATCH_CUT_OFF", "the server ended the watch before the job had ended")
-
-
-def _as_unavailable(error: AtelierError) -> AtelierError:
-    # A server that shuts down cancels its streams; nobody on this side did.
-    return _cut_off() if error.status is Status.CANCELLED and error.reason == "UNKNOWN" else error

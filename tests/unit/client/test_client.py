@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import grpc
 import pytest
 from fake_atelier import FakeAtelier, ended, event, progress, serving
 
@@ -127,6 +128,29 @@ def test_a_server_that_has_answered_before_is_waited_for(fake: FakeAtelier, cloc
     with Client(target, calls=calls) as again, pytest.raises(AtelierError) as caught:
         again.jobs.get("j1") if call == "get" else list(again.generate(image_pb2.GenerateRequest(prompt="a fox")))
     assert caught.value.reason == "SERVER_UNREACHABLE" and 45 < sum(clock.slept) <= 60
+
+
+def test_a_call_that_a_stopping_server_has_cancelled_is_made_again() -> None:
+    class Ended(grpc.RpcError):
+        def code(self) -> grpc.StatusCode:
+            return grpc.StatusCode.CANCELLED
+
+        def details(self) -> str:
+            return "CANCELLED"
+
+        def trailing_metadata(self) -> tuple[()]:
+            return ()
+
+    turns = iter([Ended(), job_pb2.Job(name="jobs/j1")])
+
+    def method(request: object, timeout: float | None) -> job_pb2.Job:
+        turn = next(turns)
+        if isinstance(turn, Ended):
+            raise turn
+        return turn
+
+    calls = Calls(target="", sleep=lambda seconds: None)
+    assert calls.unary(method, job_pb2.GetJobRequest(), idempotent=True).name == "jobs/j1"
 
 
 def test_the_token_is_sent(fake: FakeAtelier) -> None:

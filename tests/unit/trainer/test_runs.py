@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tiny_runs import FULL, LORA, PRIOR, prepare, result
 
@@ -155,6 +157,15 @@ def test_the_lora_loads_in_diffusers_and_changes_the_unet_as_trained(tmp_path: P
     assert not torch.allclose(ours, plain, atol=1e-4)
 
 
+@pytest.fixture
+def another_precision() -> Iterator[None]:
+    """accelerate keeps the precision of a process: a worker has one of its own, and this process another before and after."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("another_precision")
 def test_in_16_bit_what_does_not_learn_is_kept_so_and_the_result_is_that_of_autocast_alone(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
