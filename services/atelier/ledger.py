@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 BUSY_SECONDS = 30
 """How long a connection to SQLite waits for the others' writes."""
+READING = "atelier_reading"
+"""Option of connections that only read."""
 WRITES = 4
 """How often a write is tried that others get in the way of."""
 
@@ -105,7 +107,8 @@ class Database:
         if self.engine.dialect.name == "sqlite":
             event.listen(self.engine, "connect", _configure_sqlite)
             event.listen(self.engine, "begin", _begin_immediate)
-        self._reader = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        # SQLite's connections begin nothing by themselves, see _configure_sqlite.
+        self._reader = self.engine.execution_options(**({"isolation_level": "AUTOCOMMIT"} if self.shared else {READING: True}))
 
     @property
     def shared(self) -> bool:
@@ -214,7 +217,7 @@ def _use_wal(cursor: Any) -> None:
 
 
 def _begin_immediate(connection: Connection) -> None:
-    if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":  # a reader
+    if connection.get_execution_options().get(READING):
         return
     # A read that turns into a write would fail with SQLITE_BUSY at once, whatever the timeout; taking the lock first waits for it.
     connection.exec_driver_sql("BEGIN IMMEDIATE")

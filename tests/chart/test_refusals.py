@@ -88,8 +88,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an Ingress without a host": ({"ingress": {"enabled": True}}, "ingress.host"),
     "a route without a gateway": ({"grpcRoute": {"enabled": True}}, "grpcRoute.parentRefs"),
     "a drain that is longer than the pod's end": (
-        {"control": {"drainSeconds": 50}},
-        r"control: terminationGracePeriodSeconds has to be at least 20 more than drainSeconds \(50\)",
+        {"control": {"drainSeconds": 42}},
+        r"control: terminationGracePeriodSeconds has to be at least 20 more than drainSeconds \(42\)",
     ),
     "a class for a load balancer that there is not": (
         {"service": {"loadBalancerClass": "a"}},

@@ -52,7 +52,7 @@
 {{- end -}}
 {{- end -}}
 {{- $drain := .Values.control.drainSeconds -}}
-{{- if lt (float64 .Values.control.terminationGracePeriodSeconds) (addf $drain 15) -}}
+{{- if lt (float64 .Values.control.terminationGracePeriodSeconds) (addf $drain 20) -}}
 {{- fail (printf "control: terminationGracePeriodSeconds has to be at least 20 more than drainSeconds (%v)" $drain) -}}
 {{- end -}}
 {{- if and (ne .Values.service.type "LoadBalancer") (or .Values.service.loadBalancerClass .Values.service.loadBalancerSourceRanges) -}}
